@@ -1,0 +1,272 @@
+//! What is known about a target: a file with its head written ahead, a directory to redirect to, or nothing.
+
+use std::ffi::{CStr, CString};
+use std::fmt::Write;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::Stat;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::http::conditional::Validators;
+use crate::http::negotiate::{Coding, Codings};
+use crate::http::reply::Bytes;
+use crate::http::{Blob, Status, date};
+
+use super::mime;
+use super::path;
+
+/// Seconds a file must have lain unchanged before an equal `stat` proves equal bytes: two writes within one tick
+/// of the file system's clock look the same.
+const SETTLED_SECONDS: u64 = 2;
+
+/// What a target means.
+#[derive(Debug)]
+pub enum Entry {
+    /// A file.
+    File(File),
+    /// A directory asked for without its slash; the field line that says where it is.
+    Redirect(Redirect),
+    /// Nothing to send but a status.
+    Nothing(Status),
+}
+
+/// Where a directory is.
+#[derive(Debug)]
+pub struct Redirect {
+    /// `Location: /dir/` without the line end, so that a query can follow.
+    pub location: Box<[u8]>,
+}
+
+/// A file: its bytes or its descriptor, and all that is said about it.
+#[derive(Debug)]
+pub struct File {
+    /// `Content-Length`, then `Content-Type`, then what 200 and 206 say, then what a 304 says, too.
+    head: Box<[u8]>,
+    type_line: Range<u16>,
+    /// Where the part begins that a 304 repeats.
+    repeated: u16,
+    etag: Range<u16>,
+    modified_text: Range<u16>,
+    modified: u64,
+    body: Body,
+    /// The name beneath the root, for finding its siblings.
+    pub name: Box<CStr>,
+    /// Precompressed siblings that exist beside it.
+    pub siblings: Codings,
+    /// The state of the file whose bytes these are.
+    pub identity: Identity,
+    /// Whether an equal identity proves equal bytes.
+    pub settled: bool,
+}
+
+/// A file's bytes.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Held in memory.
+    Memory(Blob),
+    /// Held as an open descriptor.
+    Descriptor(Arc<OwnedFd>),
+}
+
+/// What tells one state of a file from another, as far as `fstat(2)` can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    /// Bytes.
+    pub size: u64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+impl Identity {
+    /// Reads it off a `stat`.
+    pub fn of(stat: &Stat) -> Identity {
+        Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    /// Whether the file had lain still long enough at `now` for its identity to prove its bytes.
+    pub fn is_settled(&self, now: u64) -> bool {
+        u64::try_from(self.changed.0).unwrap_or(0) + SETTLED_SECONDS <= now
+    }
+}
+
+/// All that a file entry is made of.
+pub(super) struct Parts<'a> {
+    pub name: CString,
+    pub identity: Identity,
+    pub body: Body,
+    pub coding: Option<Coding>,
+    pub siblings: Codings,
+    pub settled: bool,
+    pub cache_control: Option<&'a str>,
+    /// Seconds since 1970.
+    pub now: u64,
+}
+
+impl File {
+    pub(super) fn new(parts: Parts) -> File {
+        let size = match &parts.body {
+            Body::Memory(blob) => blob.bytes().len() as u64,
+            Body::Descriptor(_) => parts.identity.size,
+        };
+        // A date in the future is sent as the present (RFC 9110 section 8.8.2.1).
+        let modified = u64::try_from(parts.identity.modified.0).unwrap_or(0).min(parts.now);
+        let etag = etag(&parts, size);
+        // A coding does not change what the file is: page.html.gz is text/html, coded.
+        let name = parts.name.as_bytes();
+        let plain =
+            parts.coding.map_or(name, |coding| name.strip_suffix(coding.suffix().as_bytes()).unwrap_or(name));
+
+        let mut head = format!("Content-Length: {size}\r\n");
+        let type_start = head.len();
+        let _ = write!(head, "Content-Type: {}\r\n", mime::content_type(plain));
+        let type_end = head.len();
+        head.push_str("Last-Modified: ");
+        let modified_start = head.len();
+        head.push_str(std::str::from_utf8(&date::format(modified)).expect("a date is ASCII"));
+        let modified_end = head.len();
+        head.push_str("\r\nAccept-Ranges: bytes\r\nX-Content-Type-Options: nosniff\r\n");
+        if let Some(coding) = parts.coding {
+            let _ = write!(head, "Content-Encoding: {}\r\n", coding.name());
+        }
+        let repeated = head.len();
+        head.push_str("ETag: ");
+        let etag_start = head.len();
+        head.push_str(&etag);
+        let etag_end = head.len();
+        head.push_str("\r\n");
+        if parts.coding.is_some() || !parts.siblings.is_empty() {
+            head.push_str("Vary: Accept-Encoding\r\n");
+        }
+        if let Some(value) = parts.cache_control {
+            let _ = write!(head, "Cache-Control: {value}\r\n");
+        }
+        File {
+            head: head.into_bytes().into_boxed_slice(),
+            type_line: type_start as u16..type_end as u16,
+            repeated: repeated as u16,
+            etag: etag_start as u16..etag_end as u16,
+            modified_text: modified_start as u16..modified_end as u16,
+            modified,
+            body: parts.body,
+            name: parts.name.into_boxed_c_str(),
+            siblings: parts.siblings,
+            identity: parts.identity,
+            settled: parts.settled,
+        }
+    }
+
+    /// Its bytes.
+    #[inline]
+    pub fn bytes(&self) -> Bytes<'_> {
+        match &self.body {
+            Body::Memory(blob) => Bytes::Memory(blob),
+            Body::Descriptor(file) => Bytes::File(file, self.identity.size),
+        }
+    }
+
+    /// Its body, to be taken over by an entry that takes the place of this one.
+    pub(super) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// All field lines of a 200.
+    #[inline]
+    pub fn fields(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// The field lines of a 206: all but `Content-Length`.
+    pub fn fields_of_span(&self) -> &[u8] {
+        &self.head[self.type_line.start as usize..]
+    }
+
+    /// The field lines of a multipart 206: all but `Content-Length` and `Content-Type`.
+    pub fn fields_of_parts(&self) -> &[u8] {
+        &self.head[self.type_line.end as usize..]
+    }
+
+    /// The field lines that a 304 repeats (RFC 9110 section 15.4.5).
+    #[inline]
+    pub fn fields_repeated(&self) -> &[u8] {
+        &self.head[self.repeated as usize..]
+    }
+
+    /// The `Content-Type` line.
+    pub fn type_line(&self) -> &[u8] {
+        &self.head[self.type_line.start as usize..self.type_line.end as usize]
+    }
+
+    /// What preconditions are weighed against.
+    #[inline]
+    pub fn validators(&self) -> Validators<'_> {
+        let piece = |range: &Range<u16>| &self.head[range.start as usize..range.end as usize];
+        Validators {
+            etag: piece(&self.etag),
+            modified_text: piece(&self.modified_text),
+            modified: self.modified,
+        }
+    }
+}
+
+impl Entry {
+    /// A directory asked for without its slash.
+    pub(super) fn redirect(path: &[u8]) -> Entry {
+        let location = format!("Location: {}/", path::encode(path)).into_bytes();
+        Entry::Redirect(Redirect { location: location.into_boxed_slice() })
+    }
+
+    /// Whether a client would be told the same by both.
+    pub(super) fn is_same(&self, other: &Entry) -> bool {
+        match (self, other) {
+            (Entry::File(one), Entry::File(other)) => one.head == other.head,
+            (Entry::Redirect(one), Entry::Redirect(other)) => one.location == other.location,
+            (Entry::Nothing(one), Entry::Nothing(other)) => one == other,
+            _ => false,
+        }
+    }
+
+    /// Bytes of memory it takes, about.
+    pub fn weight(&self) -> usize {
+        let held = match self {
+            Entry::File(file) => {
+                let body = match &file.body {
+                    Body::Memory(blob) => blob.bytes().len(),
+                    Body::Descriptor(_) => 0,
+                };
+                body + file.head.len() + file.name.count_bytes()
+            }
+            Entry::Redirect(redirect) => redirect.location.len(),
+            Entry::Nothing(_) => 0,
+        };
+        held + size_of::<Entry>()
+    }
+
+    /// Whether it keeps a descriptor open.
+    pub fn holds_descriptor(&self) -> bool {
+        matches!(self, Entry::File(File { body: Body::Descriptor(_), .. }))
+    }
+}
+
+/// A strong entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the same on
+/// every replica and changes with every change; else of size and modification time. Behind both stands the coding,
+/// since two siblings may agree in all else (section 8.8.3.3).
+fn etag(parts: &Parts, size: u64) -> String {
+    let coding = parts.coding.map_or("", Coding::name);
+    match &parts.body {
+        Body::Memory(blob) => format!("\"{:032x}{coding}\"", xxh3_128(blob.bytes())),
+        Body::Descriptor(_) => {
+            let (seconds, nanoseconds) = parts.identity.modified;
+            format!("\"{size:x}-{seconds:x}.{nanoseconds:x}{coding}\"")
+        }
+    }
+}

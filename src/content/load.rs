@@ -1,0 +1,363 @@
+//! Finding out what a target means, one disk operation at a time.
+//!
+//! A [`Load`] names the next operation and is told its result; who does it, and whether anything waits meanwhile,
+//! is the engine's affair. All that is tried for a target is tried here, in one order: the file or the index files
+//! of a directory, its bytes if it is small, then which precompressed siblings lie beside it.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::http::negotiate::{Coding, Codings};
+use crate::http::{Blob, Status};
+
+use super::entry::{Body, Entry, File, Identity, Parts};
+use super::site::Site;
+
+/// How often an operation is tried again that another process got in the way of.
+const TRIES_MAX: u8 = 4;
+
+/// One disk operation.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// `openat2(root, path, {flags, resolve})`; then call [`Load::opened`].
+    Open {
+        /// The directory `path` is relative to.
+        root: BorrowedFd<'a>,
+        /// What to open.
+        path: &'a CStr,
+        /// `open_how.flags`
+        flags: OFlags,
+        /// `open_how.resolve`
+        resolve: ResolveFlags,
+    },
+    /// `pread(file, buffer, at)`; then call [`Load::read`].
+    Read {
+        /// The open file.
+        file: BorrowedFd<'a>,
+        /// Where the bytes go; at most its length is read.
+        buffer: &'a mut [u8],
+        /// Offset in the file.
+        at: u64,
+    },
+    /// Nothing more; call [`Load::finish`].
+    Done,
+}
+
+/// A target being loaded.
+#[derive(Debug)]
+pub struct Load {
+    site: Arc<Site>,
+    path: Box<[u8]>,
+    want: Want,
+    /// What was known before; its bytes are kept if the file is still the same.
+    known: Option<Arc<Entry>>,
+    /// Of [`Changes`](super::cache::Changes), when the load began.
+    count: u32,
+    tries: u8,
+    state: State,
+}
+
+#[derive(Debug)]
+enum Want {
+    /// The file as it is, and which siblings it has.
+    Plain,
+    /// One sibling of a file. If it has gone meanwhile, the file itself is the answer.
+    Sibling(Coding, Arc<Entry>),
+}
+
+impl Want {
+    fn coding(&self) -> Option<Coding> {
+        match self {
+            Want::Plain => None,
+            Want::Sibling(coding, _) => Some(*coding),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    /// Opening the candidate of that number.
+    Opening {
+        number: usize,
+        name: CString,
+    },
+    Reading {
+        name: CString,
+        file: OwnedFd,
+        identity: Identity,
+        buffer: Vec<u8>,
+        filled: usize,
+    },
+    /// Looking for the sibling of that coding, `name` being its name.
+    Probing {
+        found: Found,
+        next: usize,
+        name: CString,
+    },
+    Done(Arc<Entry>),
+}
+
+/// A file whose siblings are being looked for.
+#[derive(Debug)]
+struct Found {
+    name: CString,
+    identity: Identity,
+    body: Body,
+    settled: bool,
+    siblings: Codings,
+}
+
+/// What came of a load.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The canonical path.
+    pub path: Box<[u8]>,
+    /// The sibling that was wanted, if one was.
+    pub coding: Option<Coding>,
+    /// What it means.
+    pub entry: Arc<Entry>,
+    /// Whether that is not what was known before.
+    pub news: bool,
+    /// Of [`Changes`](super::cache::Changes), when the load began.
+    pub count: u32,
+}
+
+impl Load {
+    /// Loads what a canonical path means.
+    pub fn plain(site: &Arc<Site>, path: &[u8], known: Option<Arc<Entry>>) -> Load {
+        let state = match site.candidate(path, 0) {
+            Some(name) => State::Opening { number: 0, name },
+            None => State::Done(Arc::new(Entry::Nothing(Status::NotFound))),
+        };
+        Load::new(site, path, Want::Plain, known, state)
+    }
+
+    /// Loads a sibling of `plain`, the file that the path means.
+    pub fn sibling(
+        site: &Arc<Site>,
+        path: &[u8],
+        plain: &Arc<Entry>,
+        coding: Coding,
+        known: Option<Arc<Entry>>,
+    ) -> Load {
+        let state = match &**plain {
+            Entry::File(file) => State::Opening { number: 0, name: with_suffix(&file.name, coding) },
+            _ => State::Done(plain.clone()),
+        };
+        Load::new(site, path, Want::Sibling(coding, plain.clone()), known, state)
+    }
+
+    fn new(site: &Arc<Site>, path: &[u8], want: Want, known: Option<Arc<Entry>>, state: State) -> Load {
+        let count = site.changes().count(path, want.coding());
+        Load { site: site.clone(), path: path.into(), want, known, count, tries: 0, state }
+    }
+
+    /// The operation to do now.
+    pub fn next(&mut self) -> Step<'_> {
+        match &mut self.state {
+            State::Opening { name, .. } | State::Probing { name, .. } => Step::Open {
+                root: self.site.root(),
+                path: name,
+                flags: Site::OPEN,
+                resolve: self.site.resolve(),
+            },
+            State::Reading { file, buffer, filled, .. } => {
+                let file: &OwnedFd = file;
+                Step::Read { file: file.as_fd(), buffer: &mut buffer[*filled..], at: *filled as u64 }
+            }
+            State::Done(_) => Step::Done,
+        }
+    }
+
+    /// The result of [`Step::Open`].
+    pub fn opened(&mut self, result: io::Result<OwnedFd>) {
+        match std::mem::replace(&mut self.state, State::Done(nothing(Status::InternalError))) {
+            State::Opening { number, name } => {
+                self.state = match result.and_then(|file| Ok((fstat(&file)?, file))) {
+                    Ok((stat, file)) => match FileType::from_raw_mode(stat.st_mode) {
+                        FileType::RegularFile => self.body(name, file, Identity::of(&stat)),
+                        FileType::Directory if matches!(self.want, Want::Plain) && !self.is_directory() => {
+                            State::Done(Arc::new(Entry::redirect(&self.path)))
+                        }
+                        _ => self.another(number, Status::NotFound),
+                    },
+                    Err(error) => self.failed(number, name, &error),
+                };
+            }
+            State::Probing { mut found, next, .. } => {
+                let regular = result
+                    .and_then(|file| Ok(fstat(&file)?))
+                    .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+                if regular {
+                    found.siblings.insert(Coding::ALL[next]);
+                }
+                self.state = self.probe(found, next + 1);
+            }
+            State::Reading { .. } | State::Done(_) => unreachable!("opened answers an Open"),
+        }
+    }
+
+    /// The result of [`Step::Read`].
+    pub fn read(&mut self, result: io::Result<usize>) {
+        let done = State::Done(nothing(Status::InternalError));
+        let State::Reading { name, file, identity, mut buffer, filled } =
+            std::mem::replace(&mut self.state, done)
+        else {
+            unreachable!("read answers a Read");
+        };
+        self.state = match result {
+            Ok(n) if n > 0 && filled + n < buffer.len() => {
+                State::Reading { name, file, identity, buffer, filled: filled + n }
+            }
+            Ok(n) => {
+                buffer.truncate(filled + n);
+                self.read_all(name, &file, identity, buffer)
+            }
+            Err(error) if is_passing(&error) && self.try_again() => {
+                State::Reading { name, file, identity, buffer, filled }
+            }
+            Err(_) => State::Done(nothing(Status::InternalError)),
+        };
+    }
+
+    /// The result, after [`Step::Done`].
+    pub fn finish(self) -> Loaded {
+        let State::Done(entry) = self.state else { unreachable!("next has said Done") };
+        let coding = self.want.coding();
+        let news = !self.known.is_some_and(|known| known.is_same(&entry));
+        Loaded { path: self.path, coding, entry, news, count: self.count }
+    }
+
+    fn is_directory(&self) -> bool {
+        self.path.ends_with(b"/")
+    }
+
+    /// A regular file is open: its bytes are known already, or read now, or left in the file.
+    fn body(&mut self, name: CString, file: OwnedFd, identity: Identity) -> State {
+        if let Some(Entry::File(known)) = self.known.as_deref()
+            && known.identity == identity
+            && known.settled
+        {
+            let (body, settled) = (known.body().clone(), true);
+            return self.found(Found { name, identity, body, settled, siblings: Codings::default() });
+        }
+        match usize::try_from(identity.size) {
+            Ok(size) if self.site.may_hold(identity.size) => {
+                if size == 0 {
+                    return self.read_all(name, &file, identity, Vec::new());
+                }
+                State::Reading { name, file, identity, buffer: vec![0; size], filled: 0 }
+            }
+            _ => {
+                let settled = identity.is_settled(now());
+                let body = Body::Descriptor(Arc::new(file));
+                self.found(Found { name, identity, body, settled, siblings: Codings::default() })
+            }
+        }
+    }
+
+    /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them again.
+    fn read_all(&mut self, name: CString, file: &OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
+        let is_whole = fstat(file).is_ok_and(|stat| Identity::of(&stat) == identity)
+            && buffer.len() as u64 == identity.size;
+        if !is_whole && self.try_again() {
+            return State::Opening { number: 0, name };
+        }
+        // A file that changes all the time is served as it was read, and looked at again before the next answer.
+        let settled = is_whole && identity.is_settled(now());
+        let body = Body::Memory(Blob::new(buffer, self.site.ledger()));
+        self.found(Found { name, identity, body, settled, siblings: Codings::default() })
+    }
+
+    fn found(&mut self, found: Found) -> State {
+        match self.want {
+            Want::Plain => self.probe(found, 0),
+            Want::Sibling(..) => self.done(found),
+        }
+    }
+
+    fn probe(&mut self, found: Found, next: usize) -> State {
+        match Coding::ALL.get(next) {
+            Some(&coding) => State::Probing { name: with_suffix(&found.name, coding), found, next },
+            None => self.done(found),
+        }
+    }
+
+    fn done(&mut self, found: Found) -> State {
+        if let Some(known) = &self.known
+            && let Entry::File(file) = &**known
+            && file.settled
+            && (file.identity, file.siblings, &*file.name) == (found.identity, found.siblings, &*found.name)
+        {
+            return State::Done(known.clone());
+        }
+        State::Done(Arc::new(Entry::File(File::new(Parts {
+            name: found.name,
+            identity: found.identity,
+            body: found.body,
+            coding: self.want.coding(),
+            siblings: found.siblings,
+            settled: found.settled,
+            cache_control: self.site.rules().cache_control.as_deref(),
+            now: now(),
+        }))))
+    }
+
+    fn failed(&mut self, number: usize, name: CString, error: &io::Error) -> State {
+        if is_passing(error) && self.try_again() {
+            return State::Opening { number, name };
+        }
+        match Errno::from_io_error(error) {
+            Some(Errno::ACCESS | Errno::PERM) => self.another(number, Status::Forbidden),
+            Some(Errno::AGAIN | Errno::INTR | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
+                State::Done(nothing(Status::Unavailable))
+            }
+            Some(Errno::IO) => State::Done(nothing(Status::InternalError)),
+            // Not there, a loop of links, a link out of the root, a name too long, a socket: nothing to serve.
+            _ => self.another(number, Status::NotFound),
+        }
+    }
+
+    /// The candidate of that number was none: tries the next.
+    fn another(&mut self, number: usize, otherwise: Status) -> State {
+        if let Want::Sibling(_, plain) = &self.want {
+            return State::Done(plain.clone());
+        }
+        if otherwise == Status::Forbidden {
+            return State::Done(nothing(otherwise));
+        }
+        match self.site.candidate(&self.path, number + 1) {
+            Some(name) => State::Opening { number: number + 1, name },
+            None => State::Done(nothing(otherwise)),
+        }
+    }
+
+    fn try_again(&mut self) -> bool {
+        self.tries += 1;
+        self.tries < TRIES_MAX
+    }
+}
+
+/// Another process moved something while the kernel walked the path (EAGAIN), or a signal came: try again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::INTR))
+}
+
+fn nothing(status: Status) -> Arc<Entry> {
+    Arc::new(Entry::Nothing(status))
+}
+
+fn with_suffix(name: &CStr, coding: Coding) -> CString {
+    let name = [name.to_bytes(), coding.suffix().as_bytes()].concat();
+    CString::new(name).expect("neither has a NUL")
+}
+
+fn now() -> u64 {
+    u64::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec).unwrap_or(0)
+}

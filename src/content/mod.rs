@@ -1,0 +1,16 @@
+//! Which bytes a target means: from the path of a request to a file beneath the root, and its answer.
+//!
+//! This room says *which* bytes; only an engine says how they get to the client or from the disk.
+
+pub mod answer;
+pub mod cache;
+pub mod entry;
+pub mod load;
+pub mod mime;
+pub mod path;
+pub mod site;
+
+pub use cache::Cache;
+pub use entry::Entry;
+pub use load::{Load, Loaded, Step};
+pub use site::{Site, Symlinks};

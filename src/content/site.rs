@@ -1,0 +1,127 @@
+//! What is served: the root, opened once, and the rules that hold for every file beneath it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat};
+
+use crate::http::Ledger;
+
+use super::cache::Changes;
+
+/// Which symbolic links are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Symlinks {
+    /// None.
+    Deny,
+    /// Relative ones that stay inside the root.
+    #[default]
+    Inside,
+    /// All, wherever they lead.
+    All,
+}
+
+/// The rules of a site, as options.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Which symbolic links are followed.
+    pub symlinks: Symlinks,
+    /// Whether names that start with a dot are served.
+    pub include_hidden: bool,
+    /// Names tried, in order, where a directory is asked for.
+    pub index_files: Vec<String>,
+    /// The value of `Cache-Control` on files.
+    pub cache_control: Option<String>,
+    /// Bytes up to which a file is held in memory; a larger one is held as an open descriptor.
+    pub cache_file_max: u64,
+    /// Bytes of bodies that may be in memory, cached or still being sent; a file that does not fit is served
+    /// from its descriptor instead.
+    pub memory_max: u64,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules {
+            symlinks: Symlinks::default(),
+            include_hidden: false,
+            index_files: vec!["index.html".to_owned()],
+            cache_control: None,
+            cache_file_max: 1 << 20,
+            memory_max: 512 << 20,
+        }
+    }
+}
+
+/// A folder and the rules for serving it.
+#[derive(Debug)]
+pub struct Site {
+    root: OwnedFd,
+    rules: Rules,
+    ledger: Ledger,
+    changes: Arc<Changes>,
+}
+
+impl Site {
+    /// How every file is opened: not following a FIFO's or a device's wish to wait.
+    pub const OPEN: OFlags =
+        OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+
+    /// Opens the root.
+    ///
+    /// # Errors
+    /// What `open(2)` says, `ENOTDIR` for a file among it.
+    pub fn open(root: &Path, rules: Rules) -> io::Result<Site> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(rustix::fs::CWD, root, flags, Mode::empty())?;
+        Ok(Site { root, rules, ledger: Ledger::default(), changes: Arc::default() })
+    }
+
+    /// The root, for `openat2(2)`.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The count of body bytes in memory.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What the caches tell each other.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
+    /// How far a path may lead, for `openat2(2)`: the kernel checks each step, so there is no race between a
+    /// check and an open.
+    pub fn resolve(&self) -> ResolveFlags {
+        match self.rules.symlinks {
+            Symlinks::Deny => ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS,
+            Symlinks::Inside => ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+            Symlinks::All => ResolveFlags::NO_MAGICLINKS,
+        }
+    }
+
+    /// Whether a body of so many bytes may be held in memory now.
+    pub fn may_hold(&self, size: u64) -> bool {
+        size <= self.rules.cache_file_max && self.ledger.alive() + size <= self.rules.memory_max
+    }
+
+    /// The names to open, relative to the root, for a canonical path: itself, or a directory's index files.
+    pub(super) fn candidate(&self, path: &[u8], number: usize) -> Option<CString> {
+        let index = match path.last() {
+            Some(b'/') => self.rules.index_files.get(number)?.as_bytes(),
+            _ if number == 0 => b"",
+            _ => return None,
+        };
+        let relative = [&path[1..], index].concat();
+        Some(CString::new(relative).expect("a canonical path has no NUL, nor has the name of an index file"))
+    }
+}

@@ -1,0 +1,108 @@
+//! One task that blocks: the first server everyone writes.
+//!
+//! **How it waits.** It blocks in `accept` until a client comes, then in `recv` until that client has sent
+//! something, then in `send` until the answer is gone, and only when this client has left does it accept the next.
+//! Nothing is registered anywhere and nothing is polled: the kernel puts the one thread to sleep inside whichever
+//! call cannot go on.
+//!
+//! **What it costs.** Nothing: no thread, no table, no event. For short connections (serve, close, accept the next)
+//! there is hardly a simpler or cheaper way.
+//!
+//! **Where it breaks.** A second client waits until the first has left. With keep-alive that means: until the first
+//! has been idle for its timeout, which is why the timeout is short here ([`IDLE_TIMEOUT_MAX`]).
+//!
+//! A receive timeout on each socket wakes the thread once a second, to see whether a deadline has passed or the
+//! server is to stop.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use crate::http::Connection;
+use crate::shutdown::Phase;
+
+use super::session::{Desk, Session, Wait};
+use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available};
+
+/// A client that asks for nothing may hold the others up this long.
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
+/// How long a system call may block before the thread looks at deadlines and at the shutdown.
+const LOOK_UP: Duration = Duration::from_secs(1);
+
+/// The table's row.
+pub const ENGINE: Engine = Engine {
+    name: "blocking",
+    summary: "one task that blocks: one client at a time",
+    threads: Threads::One,
+    capabilities: Capabilities { clients_max: Some(1) },
+    available: always_available,
+    run,
+};
+
+fn run(seat: &mut Seat) -> io::Result<()> {
+    set_socket_timeout(&seat.listener, Timeout::Recv, Some(LOOK_UP))?;
+    let limits = seat.worker.limits_mut();
+    limits.idle_timeout = limits.idle_timeout.min(IDLE_TIMEOUT_MAX);
+    let mut desk = Desk::new();
+    if !seat.ready() {
+        return Ok(());
+    }
+    while seat.shutdown.phase() == Phase::Serving {
+        accept_one(seat, &mut desk)?;
+    }
+    seat.worker.drain();
+    seat.listener.set_nonblocking(true)?;
+    while !seat.shutdown.is_cut() && accept_one(seat, &mut desk)? {}
+    Ok(())
+}
+
+/// Accepts a client and serves it until it leaves; `false` if there was none.
+fn accept_one(seat: &mut Seat, desk: &mut Desk) -> io::Result<bool> {
+    match accept(&seat.listener) {
+        Ok(stream) => {
+            serve(seat, stream, desk)?;
+            Ok(true)
+        }
+        Err(error) => match AcceptError::of(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)) {
+            AcceptError::Broken => Err(error),
+            AcceptError::Exhausted => {
+                std::thread::sleep(LOOK_UP);
+                Ok(false)
+            }
+            AcceptError::Empty | AcceptError::Passing => Ok(false),
+        },
+    }
+}
+
+fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (stream, _) = listener.accept()?;
+    for direction in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(&stream, direction, Some(LOOK_UP))?;
+    }
+    Ok(stream)
+}
+
+fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) -> io::Result<()> {
+    let worker = &mut seat.worker;
+    let peer = if worker.wants_peers() { stream.peer_addr().ok().map(|peer| peer.ip()) } else { None };
+    worker.clock.read();
+    let mut session = Session::new(stream.into(), Connection::new(peer), worker);
+    while session.advance(worker, desk) != Wait::Over {
+        if seat.shutdown.is_cut() {
+            break;
+        }
+        if seat.shutdown.phase() == Phase::Draining && !worker.is_draining() {
+            worker.drain();
+            session.hasten(worker);
+        }
+        worker.clock.read();
+        session.wake(false);
+        if worker.clock.now() > session.deadline() {
+            session.late(worker);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The I/O models, each an engine in a file of its own, and the table that lists them.
+//!
+//! Every engine serves the same [`Worker`]; they differ in how one thread waits for many
+//! clients. An engine does what a connection [wants](crate::serve::Want), and nothing else: it parses nothing and
+//! decides nothing about HTTP. To add one, write its file and add a line to [`ENGINES`]; help, tests and
+//! comparisons walk the table.
+
+use std::fmt;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::serve::Worker;
+use crate::shutdown::Shutdown;
+
+mod blocking;
+mod epoll;
+mod session;
+pub mod uring;
+
+/// Every engine, in the order in which help and tests show them.
+pub static ENGINES: &[Engine] = &[blocking::ENGINE, epoll::ENGINE, uring::ENGINE];
+
+/// The engine `auto` takes where the kernel permits it, and the one it takes elsewhere.
+pub const AUTO: (&Engine, &Engine) = (&uring::ENGINE, &epoll::ENGINE);
+
+/// An I/O model.
+#[derive(Debug)]
+pub struct Engine {
+    /// What `--engine` calls it.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub summary: &'static str,
+    /// How many threads run it.
+    pub threads: Threads,
+    /// What the model cannot do.
+    pub capabilities: Capabilities,
+    /// Whether this kernel lets it run: tried, not guessed from a version.
+    pub available: fn() -> Result<(), Refusal>,
+    /// Serves until the shutdown is over. It says [`Seat::ready`] once it holds all that it needs.
+    pub run: fn(&mut Seat) -> io::Result<()>,
+}
+
+/// How many threads run an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// One; the model knows no more.
+    One,
+    /// One per core, or as many as `--workers` says, each with a listener of its own.
+    PerCore,
+}
+
+/// What a model cannot do, said beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Clients served at once; a further one waits until one of them leaves.
+    pub clients_max: Option<usize>,
+}
+
+/// Why an engine cannot run here, and what would let it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What was refused, and by what.
+    pub cause: String,
+    /// What would allow it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}; to allow it: {}", self.cause, self.remedy)
+    }
+}
+
+/// What one engine thread is given.
+pub struct Seat {
+    /// Where clients come from. Lent, so that another engine can take over if this one breaks.
+    pub listener: TcpListener,
+    /// Answers them.
+    pub worker: Worker,
+    /// When to stop.
+    pub shutdown: Arc<Shutdown>,
+    /// Connections this thread may hold at once; beyond it, accepting pauses.
+    pub connections_max: usize,
+    /// Says that the thread has all it needs, and waits for the others; see [`Seat::ready`].
+    pub start: Start,
+}
+
+/// The line at which all engine threads wait for each other.
+pub type Start = Box<dyn FnMut() -> bool + Send>;
+
+impl Seat {
+    /// The engine holds all that it needs: waits until every thread does. `false`: one of them does not, and this
+    /// engine must return without serving.
+    pub fn ready(&mut self) -> bool {
+        (self.start)()
+    }
+}
+
+/// The engine of that name.
+pub fn by_name(name: &str) -> Option<&'static Engine> {
+    ENGINES.iter().find(|engine| engine.name == name)
+}
+
+/// An engine that needs nothing a kernel could refuse.
+fn always_available() -> Result<(), Refusal> {
+    Ok(())
+}
+
+/// What an error of `accept(2)` means for the accepting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AcceptError {
+    /// Nobody is waiting.
+    Empty,
+    /// That one client has gone or was refused; go on.
+    Passing,
+    /// There are no descriptors or there is no memory for another: wait until a connection ends.
+    Exhausted,
+    /// The listener itself is broken.
+    Broken,
+}
+
+impl AcceptError {
+    fn of(errno: Errno) -> AcceptError {
+        match errno {
+            Errno::AGAIN => AcceptError::Empty,
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => AcceptError::Exhausted,
+            Errno::BADF | Errno::NOTSOCK | Errno::INVAL | Errno::OPNOTSUPP | Errno::FAULT => {
+                AcceptError::Broken
+            }
+            // accept(2): Linux passes network errors of the new socket on; they are to be treated like EAGAIN.
+            _ => AcceptError::Passing,
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What is to be sent, in order: text of its own, shared memory, spans of files.
+//!
+//! The connection's turn fills it, the engine empties it. Between `front` and `sent` nothing else touches it,
+//! so the kernel may read the memory that `front` showed for as long as it likes.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::blob::Blob;
+
+/// Text is collected up to about this many bytes before it must be sent; a single answer may pass it.
+pub const TEXT_MAX: usize = 64 * 1024;
+/// Parts in the queue before it must be sent; bounds what a client that never reads can pin.
+const PARTS_MAX: usize = 48;
+/// An emptied text buffer larger than this is given back, so that one burst does not stay for ever.
+const TEXT_KEPT_MAX: usize = 96 * 1024;
+
+/// An ordered queue of bytes to send.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    text: Vec<u8>,
+    parts: VecDeque<Part>,
+}
+
+#[derive(Debug)]
+enum Part {
+    /// A piece of `Outbox::text`.
+    Text(Range<usize>),
+    Shared(Blob, Range<usize>),
+    File(Arc<OwnedFd>, Range<u64>),
+}
+
+/// What stands at the front of the queue, to be sent next.
+#[derive(Debug)]
+pub enum Chunk<'a> {
+    /// The first `slices` of the slices passed in were filled; `more` follows behind them.
+    Memory {
+        /// How many slices were filled.
+        slices: usize,
+        /// Whether something stands behind them, so that the kernel may wait with a half-full packet.
+        more: bool,
+    },
+    /// `len` bytes of `file` from offset `at` on.
+    File {
+        /// The open file.
+        file: BorrowedFd<'a>,
+        /// Offset of the first byte.
+        at: u64,
+        /// Number of bytes, never 0.
+        len: u64,
+    },
+    /// Nothing is left to send.
+    Empty,
+}
+
+impl Outbox {
+    /// Appends text, copied.
+    #[inline]
+    pub fn text(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let start = self.text.len();
+        self.text.extend_from_slice(bytes);
+        match self.parts.back_mut() {
+            Some(Part::Text(range)) => range.end = self.text.len(),
+            _ => self.parts.push_back(Part::Text(start..self.text.len())),
+        }
+    }
+
+    /// Appends a piece of shared memory, by reference.
+    pub fn shared(&mut self, blob: &Blob, range: Range<usize>) {
+        assert!(range.end <= blob.bytes().len());
+        if !range.is_empty() {
+            self.parts.push_back(Part::Shared(blob.clone(), range));
+        }
+    }
+
+    /// Appends a span of a file, by descriptor.
+    pub fn file(&mut self, file: &Arc<OwnedFd>, range: Range<u64>) {
+        if !range.is_empty() {
+            self.parts.push_back(Part::File(file.clone(), range));
+        }
+    }
+
+    /// Shows what is to be sent next. Memory is shown as slices, as many as there are side by side and fit.
+    pub fn front<'a, const N: usize>(&'a self, slices: &mut [IoSlice<'a>; N]) -> Chunk<'a> {
+        let mut count = 0;
+        for part in &self.parts {
+            let bytes = match part {
+                Part::Text(range) => &self.text[range.clone()],
+                Part::Shared(blob, range) => &blob.bytes()[range.clone()],
+                Part::File(file, range) if count == 0 => {
+                    return Chunk::File { file: file.as_fd(), at: range.start, len: range.end - range.start };
+                }
+                Part::File(..) => break,
+            };
+            if count == N {
+                break;
+            }
+            slices[count] = IoSlice::new(bytes);
+            count += 1;
+        }
+        match count {
+            0 => Chunk::Empty,
+            _ => Chunk::Memory { slices: count, more: count < self.parts.len() },
+        }
+    }
+
+    /// Takes `n` bytes off the front: they were sent. `n` is never more than `front` showed.
+    pub fn sent(&mut self, n: u64) {
+        let mut left = n;
+        while left > 0 {
+            let part = self.parts.front_mut().expect("no more is sent than front showed");
+            let (taken, rest) = match part {
+                Part::Text(range) | Part::Shared(_, range) => {
+                    let taken = left.min(range.len() as u64);
+                    range.start += taken as usize;
+                    (taken, range.len() as u64)
+                }
+                Part::File(_, range) => {
+                    let taken = left.min(range.end - range.start);
+                    range.start += taken;
+                    (taken, range.end - range.start)
+                }
+            };
+            left -= taken;
+            if rest == 0 {
+                self.parts.pop_front();
+            }
+        }
+        if self.parts.is_empty() {
+            self.text.clear();
+            if self.text.capacity() > TEXT_KEPT_MAX {
+                self.text = Vec::new();
+            }
+        }
+    }
+
+    /// Whether one more whole reply fits.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.text.len() < TEXT_MAX && self.parts.len() < PARTS_MAX
+    }
+
+    /// Whether nothing is left to send.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Ledger;
+
+    fn drain(out: &mut Outbox, step: usize) -> Vec<u8> {
+        let mut seen = Vec::new();
+        loop {
+            let mut slices = [IoSlice::new(&[]); 3];
+            let n = match out.front(&mut slices) {
+                Chunk::Empty => return seen,
+                Chunk::File { .. } => unreachable!("no file in these tests"),
+                Chunk::Memory { slices: count, .. } => {
+                    let flat: Vec<u8> = slices[..count].iter().flat_map(|s| s.iter().copied()).collect();
+                    let n = flat.len().min(step);
+                    seen.extend_from_slice(&flat[..n]);
+                    n
+                }
+            };
+            out.sent(n as u64);
+        }
+    }
+
+    #[test]
+    fn bytes_leave_in_the_order_they_came_whatever_the_step() {
+        let ledger = Ledger::default();
+        let blob = Blob::new(b"0123456789".to_vec(), &ledger);
+        for step in 1..40 {
+            let mut out = Outbox::default();
+            out.text(b"head ");
+            out.text(b"one ");
+            out.shared(&blob, 2..8);
+            out.shared(&blob, 0..0);
+            out.text(b" two ");
+            out.shared(&blob, 9..10);
+            assert_eq!(drain(&mut out, step), b"head one 234567 two 9", "step {step}");
+            assert!(out.is_empty());
+        }
+        assert_eq!(ledger.alive(), 10);
+    }
+
+    #[test]
+    fn text_side_by_side_is_one_slice_and_more_is_told() {
+        let file = Arc::new(OwnedFd::from(std::io::pipe().unwrap().0));
+        let mut out = Outbox::default();
+        out.text(b"a");
+        out.text(b"b");
+        out.file(&file, 5..9);
+        let mut slices = [IoSlice::new(&[]); 2];
+        assert!(matches!(out.front(&mut slices), Chunk::Memory { slices: 1, more: true }));
+        assert_eq!(&*slices[0], b"ab");
+        out.sent(2);
+        assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::File { at: 5, len: 4, .. }));
+        out.sent(1);
+        assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::File { at: 6, len: 3, .. }));
+        out.sent(3);
+        assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::Empty));
+    }
+
+    #[test]
+    fn room_ends_at_the_named_limits() {
+        let mut out = Outbox::default();
+        out.text(&vec![0; TEXT_MAX - 1]);
+        assert!(out.has_room());
+        out.text(&[0]);
+        assert!(!out.has_room());
+    }
+}

@@ -1,0 +1,477 @@
+//! From options to a running server: listeners, engine threads, and the end.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::cgroup;
+use crate::cli::{EngineChoice, Options};
+use crate::content::Site;
+use crate::content::cache::Budget;
+use crate::engines::{AUTO, Engine, Seat, Start, Threads};
+use crate::observe::access_log::{self, AccessLog};
+use crate::serve::Worker;
+use crate::shutdown::{Phase, Shutdown};
+
+/// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Memory for files, where neither an option nor a control group says otherwise.
+const CACHE_SIZE: u64 = 256 << 20;
+
+/// Serves until a signal ends it. The error is one line for the user.
+///
+/// # Errors
+/// What kept the server from starting, or has broken it.
+pub fn run(mut options: Options) -> Result<(), String> {
+    let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
+    options.rules.memory_max = cache_size.saturating_mul(2);
+    let site = Site::open(&options.root, options.rules.clone())
+        .map_err(|error| format!("cannot serve {:?}: {error}; give an existing folder", options.root))?;
+    let descriptors = Descriptors::raise();
+
+    let (events, inbox) = channel();
+    // From here on a signal is an event, and no longer the end of the process.
+    watch_signals(events.clone())?;
+    let shutdown =
+        Arc::new(Shutdown::new().map_err(|error| format!("cannot make an event descriptor: {error}"))?);
+    let (log, log_writer) = match access_log::start(options.access_log, io::stdout()) {
+        Ok(started) => started.unzip(),
+        Err(error) => return Err(format!("cannot start the access log: {error}")),
+    };
+    let launcher = Launcher { options, site: Arc::new(site), descriptors, cache_size, shutdown, events, log };
+    let result = launcher.serve(&inbox);
+    drop(launcher);
+    if let Some(writer) = log_writer {
+        writer.join();
+    }
+    result
+}
+
+/// What happens while the server runs.
+enum Event {
+    Signal(i32),
+    /// An engine thread has all it needs.
+    Ready,
+    /// An engine thread could not get what it needs; its listener comes back.
+    Refused(TcpListener, String),
+    /// An engine thread has ended.
+    Ended(Result<(), String>),
+}
+
+struct Launcher {
+    options: Options,
+    site: Arc<Site>,
+    descriptors: Descriptors,
+    cache_size: u64,
+    shutdown: Arc<Shutdown>,
+    events: Sender<Event>,
+    log: Option<AccessLog>,
+}
+
+impl Launcher {
+    fn serve(&self, inbox: &Receiver<Event>) -> Result<(), String> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = self.options.workers.unwrap_or(cores);
+        let refused =
+            |engine: &Engine, refusal| format!("the engine {} cannot run here: {refusal}", engine.name);
+        let (mut engine, mut why) = match self.options.engine {
+            EngineChoice::Named(engine) => {
+                (engine.available)().map_err(|refusal| refused(engine, refusal.to_string()))?;
+                (engine, "as asked for".to_owned())
+            }
+            EngineChoice::Auto => match (AUTO.0.available)() {
+                Ok(()) => (AUTO.0, "the kernel permits it".to_owned()),
+                Err(refusal) => (AUTO.1, fallback_reason(&refusal.to_string())),
+            },
+        };
+        let mut listeners = self.bind(threads_of(engine, wanted))?;
+        let count = listeners.len();
+        let address =
+            listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
+        loop {
+            match self.start(engine, listeners, inbox)? {
+                Started::All => break,
+                // `auto` decides when every worker holds its ring: memory that may be locked is counted per user,
+                // so the second worker can be refused what the first has got.
+                Started::Refused(refusal, returned)
+                    if matches!(self.options.engine, EngineChoice::Auto) && engine.name != AUTO.1.name =>
+                {
+                    (engine, why, listeners) = (AUTO.1, fallback_reason(&refusal), returned);
+                }
+                Started::Refused(refusal, _) => return Err(refused(engine, refusal)),
+            }
+        }
+        tracing::info!("engine {}: {why}", engine.name);
+        self.announce(engine, &why, count, address);
+        self.wait(count, inbox)
+    }
+
+    /// Starts the threads and waits until each has all it needs. If one has not, none serves.
+    fn start(
+        &self,
+        engine: &'static Engine,
+        listeners: Vec<TcpListener>,
+        inbox: &Receiver<Event>,
+    ) -> Result<Started, String> {
+        let count = listeners.len();
+        let gate = Arc::new(Gate::default());
+        for (number, listener) in listeners.into_iter().enumerate() {
+            let seat = Seat {
+                listener,
+                worker: self.worker(count),
+                shutdown: self.shutdown.clone(),
+                connections_max: self.connections_max().div_ceil(count),
+                start: start_line(self.events.clone(), gate.clone()),
+            };
+            let (events, gate) = (self.events.clone(), gate.clone());
+            let thread = std::thread::Builder::new().name(format!("{}-{number}", engine.name));
+            thread
+                .spawn(move || run_seat(engine, seat, &gate, &events))
+                .map_err(|error| format!("cannot start thread {number} of {count}: {error}"))?;
+        }
+        let mut ready = 0;
+        let mut refusal = String::new();
+        let mut returned = Vec::new();
+        loop {
+            if ready == count {
+                gate.open(true);
+                return Ok(Started::All);
+            }
+            if !returned.is_empty() && ready + returned.len() >= count {
+                gate.open(false);
+            }
+            if returned.len() == count {
+                return Ok(Started::Refused(refusal, returned));
+            }
+            match inbox.recv().expect("the launcher holds a sender itself") {
+                Event::Ready => ready += 1,
+                Event::Refused(listener, error) => {
+                    returned.push(listener);
+                    if !error.is_empty() {
+                        refusal = error;
+                    }
+                }
+                Event::Ended(result) => result?,
+                Event::Signal(_) => self.shutdown.advance(Phase::Draining),
+            }
+        }
+    }
+
+    /// Waits for signals and for the threads to end.
+    fn wait(&self, count: usize, inbox: &Receiver<Event>) -> Result<(), String> {
+        let mut running = count;
+        let mut failure = None;
+        // When the next phase begins by itself.
+        let mut next_phase: Option<(Instant, Phase)> = None;
+        while running > 0 {
+            let event = match next_phase {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some((when, _)) => inbox.recv_timeout(when.saturating_duration_since(Instant::now())),
+            };
+            match event {
+                Ok(Event::Ended(result)) => {
+                    running -= 1;
+                    // A thread that ends while the others serve has failed; they finish what they have begun.
+                    if let Err(error) = result {
+                        failure = Some(error);
+                        next_phase = self.begin(Phase::Draining);
+                    }
+                }
+                Ok(Event::Signal(signal)) => {
+                    let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                    next_phase = if next_phase.is_some() || self.shutdown.phase() == Phase::Draining {
+                        tracing::warn!("{name} again: cutting what is left");
+                        self.begin(Phase::Cut)
+                    } else if self.options.shutdown_delay.is_zero() {
+                        tracing::info!("{name}: draining, {:?} at the most", self.options.grace_period);
+                        self.begin(Phase::Draining)
+                    } else {
+                        tracing::info!("{name}: draining in {:?}", self.options.shutdown_delay);
+                        Some((Instant::now() + self.options.shutdown_delay, Phase::Draining))
+                    };
+                }
+                Ok(Event::Ready | Event::Refused(..)) => {}
+                Err(_) => {
+                    let phase = next_phase.map_or(Phase::Cut, |(_, phase)| phase);
+                    if phase == Phase::Cut {
+                        tracing::warn!("the grace period is over: cutting what is left");
+                    }
+                    next_phase = self.begin(phase);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Begins a phase; says when the next one begins by itself.
+    fn begin(&self, phase: Phase) -> Option<(Instant, Phase)> {
+        self.shutdown.advance(phase);
+        match phase {
+            Phase::Draining => Some((Instant::now() + self.options.grace_period, Phase::Cut)),
+            Phase::Serving | Phase::Cut => None,
+        }
+    }
+
+    fn worker(&self, count: usize) -> Worker {
+        let budget = Budget {
+            bytes: usize::try_from(self.cache_size).unwrap_or(usize::MAX) / count,
+            descriptors: (self.descriptors.for_cache() / count).max(1),
+            fresh_for: self.options.fresh_for,
+        };
+        Worker::new(self.site.clone(), budget, self.options.limits.clone(), self.log.clone())
+    }
+
+    fn connections_max(&self) -> usize {
+        let possible = self.descriptors.for_connections();
+        self.options.connections_max.map_or(possible, |wanted| wanted.min(possible))
+    }
+
+    /// One listener for each thread, all on one port. The kernel spreads the clients over them.
+    fn bind(&self, count: usize) -> Result<Vec<TcpListener>, String> {
+        let Options { host, port, .. } = &self.options;
+        let mut address = resolve(host, *port)?;
+        let mut first = listen(address);
+        if let Err(error) = &first
+            && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+            && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+        {
+            tracing::warn!("IPv6 is off on this machine; listening on 0.0.0.0 instead of ::");
+            address.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            first = listen(address);
+        }
+        let cannot = |error: io::Error| {
+            let advice = match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "another server has it; choose another with --port, or 0 for a free one"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "ports below 1024 want privileges; choose another with --port"
+                }
+                _ => "choose an address of this machine with --host",
+            };
+            format!("cannot listen on {address}: {error}; {advice}")
+        };
+        let first = first.map_err(cannot)?;
+        // The first was bound without it, so that a port in use, be it by another ringserve, was an error.
+        if count > 1 {
+            first.set_reuse_port(true).map_err(cannot)?;
+        }
+        first.listen(BACKLOG).map_err(cannot)?;
+        let mut listeners = vec![TcpListener::from(first)];
+        let address = listeners[0].local_addr().map_err(cannot)?;
+        while listeners.len() < count {
+            let socket = socket_for(address).map_err(cannot)?;
+            socket.set_reuse_port(true).map_err(cannot)?;
+            socket.bind(&address.into()).map_err(cannot)?;
+            socket.listen(BACKLOG).map_err(cannot)?;
+            listeners.push(socket.into());
+        }
+        Ok(listeners)
+    }
+
+    fn announce(&self, engine: &Engine, why: &str, count: usize, address: SocketAddr) {
+        let plural = if count == 1 { "" } else { "s" };
+        let root = self.options.root.display();
+        let mut text =
+            format!("ringserve serves {root} with {} ({why}), {count} worker{plural}\n", engine.name);
+        for host in shown_hosts(address.ip()) {
+            text += &format!("http://{}/\n", SocketAddr::new(host, address.port()));
+        }
+        // Nobody need read it.
+        let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+    }
+}
+
+/// How starting the threads has gone.
+enum Started {
+    All,
+    /// Why not, and the listeners of all threads.
+    Refused(String, Vec<TcpListener>),
+}
+
+/// One engine thread, from its start to its end.
+fn run_seat(engine: &'static Engine, mut seat: Seat, gate: &Gate, events: &Sender<Event>) {
+    let run = |engine: &Engine, seat: &mut Seat| {
+        let run = std::panic::AssertUnwindSafe(|| (engine.run)(seat));
+        std::panic::catch_unwind(run).unwrap_or_else(|_| Err(io::Error::other("it panicked, which is a bug")))
+    };
+    let mut result = run(engine, &mut seat);
+    if gate.is_open() != Some(true) {
+        let refusal = result.err().map(|error| error.to_string()).unwrap_or_default();
+        let _ = events.send(Event::Refused(seat.listener, refusal));
+        return;
+    }
+    if let Err(error) = &result
+        && engine.name != AUTO.1.name
+        && seat.shutdown.phase() == Phase::Serving
+    {
+        tracing::error!("engine {} broke: {error}; this worker goes on with {}", engine.name, AUTO.1.name);
+        result = run(AUTO.1, &mut seat);
+    }
+    let result = result.map_err(|error| format!("the engine {} broke: {error}", engine.name));
+    let _ = events.send(Event::Ended(result));
+}
+
+/// What lets all threads go on together, or none.
+#[derive(Default)]
+struct Gate {
+    open: Mutex<Option<bool>>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn open(&self, go: bool) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(go);
+        self.changed.notify_all();
+    }
+
+    fn is_open(&self) -> Option<bool> {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *open {
+                Some(go) => return go,
+                None => open = self.changed.wait(open).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+fn start_line(events: Sender<Event>, gate: Arc<Gate>) -> Start {
+    Box::new(move || {
+        // An engine that takes over finds the gate open.
+        if gate.is_open().is_none() {
+            let _ = events.send(Event::Ready);
+        }
+        gate.wait()
+    })
+}
+
+fn threads_of(engine: &Engine, wanted: usize) -> usize {
+    match engine.threads {
+        Threads::One => 1,
+        Threads::PerCore => wanted,
+    }
+}
+
+fn fallback_reason(refusal: &str) -> String {
+    format!("{} cannot run here: {refusal}", AUTO.0.name)
+}
+
+fn watch_signals(events: Sender<Event>) -> Result<(), String> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT])
+        .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let thread = std::thread::Builder::new().name("signals".into());
+    let watch = move || {
+        for signal in signals.forever() {
+            if events.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    };
+    thread.spawn(watch).map(drop).map_err(|error| format!("cannot start a thread: {error}"))
+}
+
+fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let found = (bare, port).to_socket_addrs().map(|mut addresses| addresses.next());
+    match found {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err(format!("cannot listen on {host}: the name has no address")),
+        Err(error) => Err(format!("cannot listen on {host}: {error}; give an address or a name with --host")),
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = socket_for(address)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn socket_for(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart need not wait for old connections to time out.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
+    }
+    // Accepted sockets inherit it. Answers leave in one piece, so there is nothing to wait for.
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+/// The addresses a user can type for one that was bound.
+fn shown_hosts(bound: IpAddr) -> Vec<IpAddr> {
+    match bound {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![Ipv4Addr::LOCALHOST.into()],
+        one => vec![one],
+    }
+}
+
+/// How the process's descriptors are shared out.
+#[derive(Clone, Copy, Debug)]
+struct Descriptors {
+    limit: usize,
+}
+
+impl Descriptors {
+    /// Raises the soft limit to the hard one (setrlimit(2)).
+    fn raise() -> Descriptors {
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+        let limit = if raised.is_ok() { maximum } else { current };
+        Descriptors { limit: limit.map_or(1 << 20, |limit| usize::try_from(limit).unwrap_or(1 << 20)) }
+    }
+
+    /// Large files that the caches keep open.
+    fn for_cache(self) -> usize {
+        (self.limit / 8).clamp(1, 4096)
+    }
+
+    /// Sockets of clients: what is left of the limit beside the caches and a reserve for loads and ourselves.
+    fn for_connections(self) -> usize {
+        let reserve = (self.limit / 4).clamp(16, 512);
+        self.limit.saturating_sub(self.for_cache() + reserve).max(1)
+    }
+}
+
+fn default_cache_size() -> u64 {
+    cgroup::memory_limit().map_or(CACHE_SIZE, |limit| CACHE_SIZE.min(limit / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_never_promised_twice() {
+        for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
+            let descriptors = Descriptors { limit };
+            assert!(descriptors.for_cache() + descriptors.for_connections() < limit, "{limit}");
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_is_an_error_even_where_its_owner_shares_it() {
+        let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        first.set_reuse_port(true).unwrap();
+        first.listen(1).unwrap();
+        let address = first.local_addr().unwrap().as_socket().unwrap();
+        let own = socket_for(address).unwrap();
+        own.set_reuse_port(true).unwrap();
+        own.bind(&address.into()).unwrap();
+        own.listen(1).unwrap();
+        assert_eq!(listen(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+}

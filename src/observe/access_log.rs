@@ -1,0 +1,238 @@
+//! The access log: formatted by the worker, written by a thread of its own.
+//!
+//! The queue between them is bounded. When whoever reads the log is stuck, lines are dropped and counted, and a
+//! worker never waits. Whatever a client has sent is escaped, so that no field can forge a line.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::http::{Status, date};
+
+/// Lines that may wait for the writer.
+const QUEUE_MAX: usize = 8192;
+/// The longest piece of a client's text in a line; the rest is cut.
+const FIELD_MAX: usize = 2048;
+
+/// Formats of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// None.
+    #[default]
+    Off,
+    /// Common Log Format.
+    Common,
+    /// The same with Referer and User-Agent.
+    Combined,
+    /// A JSON object per line.
+    Json,
+}
+
+/// A request that was answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    /// The client.
+    pub peer: Option<IpAddr>,
+    /// When.
+    pub unix_seconds: u64,
+    /// The request line; empty where the bytes were none.
+    pub request: &'a [u8],
+    /// The status of the answer.
+    pub status: Status,
+    /// Bytes of its body.
+    pub length: u64,
+    /// `Referer`
+    pub referer: Option<&'a [u8]>,
+    /// `User-Agent`
+    pub user_agent: Option<&'a [u8]>,
+}
+
+/// One worker's end of the log.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    format: Format,
+    queue: SyncSender<String>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// The thread that writes; it ends when the last [`AccessLog`] is gone.
+#[derive(Debug)]
+pub struct Writer(JoinHandle<()>);
+
+impl Writer {
+    /// Waits until everything is written.
+    pub fn join(self) {
+        let _ = self.0.join();
+    }
+}
+
+/// Starts a log that goes to `sink`; `None` where the format is `Off`.
+///
+/// # Errors
+/// The thread could not be started.
+pub fn start(format: Format, sink: impl Write + Send + 'static) -> io::Result<Option<(AccessLog, Writer)>> {
+    if format == Format::Off {
+        return Ok(None);
+    }
+    let (queue, lines) = sync_channel(QUEUE_MAX);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let log = AccessLog { format, queue, dropped: dropped.clone() };
+    let thread = std::thread::Builder::new().name("access-log".into());
+    let writer = thread.spawn(move || write_all(&lines, io::BufWriter::new(sink), &dropped))?;
+    Ok(Some((log, Writer(writer))))
+}
+
+fn write_all(lines: &Receiver<String>, mut sink: impl Write, dropped: &AtomicU64) {
+    let mut failing = false;
+    while let Ok(first) = lines.recv() {
+        // Whatever waits is written together, then flushed before the next wait.
+        let mut result = sink.write_all(first.as_bytes());
+        for line in lines.try_iter().take(QUEUE_MAX) {
+            result = result.and_then(|()| sink.write_all(line.as_bytes()));
+        }
+        result = result.and_then(|()| sink.flush());
+        if let Err(error) = &result
+            && !failing
+        {
+            tracing::warn!("the access log cannot be written: {error}; lines are lost until it can");
+        }
+        failing = result.is_err();
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            tracing::warn!("the access log could not keep up: {lost} lines were dropped");
+        }
+    }
+}
+
+impl AccessLog {
+    /// Queues a line; drops it where the queue is full.
+    pub fn record(&mut self, line: &Line) {
+        if self.queue.try_send(self.format.line(line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Format {
+    fn line(self, line: &Line) -> String {
+        let mut text = String::with_capacity(160);
+        let peer = line.peer.map_or_else(|| "-".to_owned(), |peer| peer.to_canonical().to_string());
+        let status = line.status.code();
+        match self {
+            Format::Off => {}
+            Format::Common | Format::Combined => {
+                let _ = write!(text, "{peer} - - [{}] \"", clf_date(line.unix_seconds));
+                escape(&mut text, if line.request.is_empty() { b"-" } else { line.request });
+                let _ = write!(text, "\" {status} {}", line.length);
+                if self == Format::Combined {
+                    for field in [line.referer, line.user_agent] {
+                        text.push_str(" \"");
+                        escape(&mut text, field.unwrap_or(b"-"));
+                        text.push('"');
+                    }
+                }
+            }
+            Format::Json => {
+                let string = |bytes: &[u8]| {
+                    let cut = &bytes[..bytes.len().min(FIELD_MAX)];
+                    serde_json::Value::from(String::from_utf8_lossy(cut)).to_string()
+                };
+                let _ = write!(
+                    text,
+                    "{{\"time\":{},\"remote\":\"{peer}\",\"request\":{},\"status\":{status},\"bytes\":{}",
+                    line.unix_seconds,
+                    string(line.request),
+                    line.length
+                );
+                for (name, field) in [("referer", line.referer), ("user_agent", line.user_agent)] {
+                    if let Some(field) = field {
+                        let _ = write!(text, ",\"{name}\":{}", string(field));
+                    }
+                }
+                text.push('}');
+            }
+        }
+        text.push('\n');
+        text
+    }
+}
+
+/// Printable ASCII as it is; quotes, backslashes, controls and all else as `\xHH`, as nginx does.
+fn escape(text: &mut String, bytes: &[u8]) {
+    for &b in bytes.iter().take(FIELD_MAX) {
+        match b {
+            b'"' | b'\\' | ..=0x1f | 0x7f.. => {
+                let _ = write!(text, "\\x{b:02X}");
+            }
+            _ => text.push(char::from(b)),
+        }
+    }
+}
+
+/// `06/Nov/1994:08:49:37 +0000`, out of an IMF-fixdate.
+fn clf_date(unix_seconds: u64) -> String {
+    let date = date::format(unix_seconds);
+    let text = std::str::from_utf8(&date).expect("a date is ASCII");
+    format!("{}/{}/{}:{} +0000", &text[5..7], &text[8..11], &text[12..16], &text[17..25])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line<'a>(request: &'a [u8], agent: &'a [u8]) -> Line<'a> {
+        Line {
+            peer: Some("::ffff:192.0.2.7".parse().unwrap()),
+            unix_seconds: 784_111_777,
+            request,
+            status: Status::Ok,
+            length: 5,
+            referer: None,
+            user_agent: Some(agent),
+        }
+    }
+
+    #[test]
+    fn the_three_formats() {
+        let line = line(b"GET / HTTP/1.1", b"curl/8");
+        assert_eq!(
+            Format::Common.line(&line),
+            "192.0.2.7 - - [06/Nov/1994:08:49:37 +0000] \"GET / HTTP/1.1\" 200 5\n"
+        );
+        assert!(Format::Combined.line(&line).ends_with("\" 200 5 \"-\" \"curl/8\"\n"));
+        let json: serde_json::Value = serde_json::from_str(&Format::Json.line(&line)).unwrap();
+        assert_eq!((json["status"].as_u64(), json["user_agent"].as_str()), (Some(200), Some("curl/8")));
+    }
+
+    #[test]
+    fn a_field_cannot_forge_a_line() {
+        let evil = b"x\" 200 5\n10.0.0.1 - - \\ \xff\x1b[31m";
+        for format in [Format::Common, Format::Combined, Format::Json] {
+            let text = format.line(&line(b"GET /\xc3\xa9\"\n HTTP/1.1", evil));
+            assert_eq!(text.matches('\n').count(), 1, "{text}");
+            assert!(!text.contains('\x1b'), "{text}");
+        }
+        assert!(
+            Format::Combined
+                .line(&line(b"-", evil))
+                .contains(r"x\x22 200 5\x0A10.0.0.1 - - \x5C \xFF\x1B[31m")
+        );
+    }
+
+    #[test]
+    fn a_stuck_reader_never_stops_a_worker() {
+        let (reader, writer) = io::pipe().unwrap();
+        let (mut log, thread) = start(Format::Common, writer).unwrap().unwrap();
+        for _ in 0..QUEUE_MAX * 4 {
+            log.record(&line(b"GET / HTTP/1.1", b"x"));
+        }
+        assert!(log.dropped.load(Ordering::Relaxed) > 0);
+        drop(reader);
+        drop(log);
+        thread.join();
+    }
+}

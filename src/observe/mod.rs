@@ -1,0 +1,3 @@
+//! What an operator sees: the access log.
+
+pub mod access_log;

@@ -1,0 +1,393 @@
+//! The path of a request, in one function: [`Worker::turn`].
+//!
+//! A connection wants one thing at a time. An engine does that one thing in its own manner, then calls `turn` with
+//! the bytes that came, and is told what is wanted next:
+//!
+//! ```text
+//! match want {
+//!     Read       => receive once; then turn(bytes), or ended() at the end of the stream
+//!     Send       => send the outbox until it is empty; then turn(no bytes), or close if `then_close`
+//!     Load(load) => do what load.next() names until it is Done; then loaded(load.finish())
+//!     Shutdown   => shutdown(2) the writing side; then as for Read
+//!     Close      => close
+//! }
+//! ```
+//!
+//! Past `connection.deadline()` it calls `late`, up to a second later than that. `turn` is never called while
+//! something of the outbox is still being sent: who does not read answers is not read from.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, Tick};
+use crate::content::cache::{Budget, Lookup};
+use crate::content::{Cache, Entry, Load, Loaded, Site, answer, path};
+use crate::http::connection::{Connection, Ending, Limits};
+use crate::http::parse::{self, Refused};
+use crate::http::reply::Persistence;
+use crate::http::{Method, Outbox, Reply, Request, Status, negotiate};
+use crate::observe::access_log::{AccessLog, Line};
+
+/// Bytes an engine receives at once, at the most.
+pub const READ_MAX: usize = 16 * 1024;
+/// How long an idle connection still waits for a request when the server is draining.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
+
+/// What a connection wants next.
+#[derive(Debug)]
+pub enum Want {
+    /// Bytes from the client.
+    Read,
+    /// The outbox sent.
+    Send {
+        /// Nothing is wanted behind it but the end: the send may be linked to a close.
+        then_close: bool,
+    },
+    /// A target loaded.
+    Load(Box<Load>),
+    /// The writing side ended, and then to read on.
+    Shutdown,
+    /// To be closed.
+    Close,
+}
+
+/// What one engine thread owns. Nothing in it is shared, so nothing is locked.
+#[derive(Debug)]
+pub struct Worker {
+    site: Arc<Site>,
+    cache: Cache,
+    /// The time. The engine has it read once per turn of its loop.
+    pub clock: Clock,
+    limits: Limits,
+    draining: bool,
+    log: Option<AccessLog>,
+    /// Where a path is decoded into.
+    scratch: Vec<u8>,
+}
+
+impl Worker {
+    /// A worker for a site.
+    pub fn new(site: Arc<Site>, budget: Budget, limits: Limits, log: Option<AccessLog>) -> Worker {
+        Worker {
+            cache: Cache::new(budget, site.changes().clone()),
+            site,
+            clock: Clock::new(),
+            limits,
+            draining: false,
+            log,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The limits connections are held to; an engine may make them tighter before it begins.
+    pub fn limits_mut(&mut self) -> &mut Limits {
+        &mut self.limits
+    }
+
+    /// Whether a client's address is of use, so that the engine should find it out.
+    pub fn wants_peers(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// From now on every answer is the last of its connection.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether [`Worker::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// For each connection, once draining begins: an idle one gets a last second.
+    pub fn hasten(&self, conn: &mut Connection) {
+        conn.hasten(self.clock.now(), DRAIN_WAIT);
+    }
+
+    /// A connection was accepted: what it wants first.
+    pub fn accepted(&mut self, conn: &mut Connection) -> Want {
+        conn.wait_for_bytes(self.clock.now(), &self.limits);
+        if self.draining {
+            self.hasten(conn);
+        }
+        Want::Read
+    }
+
+    /// Bytes came, or the outbox is empty now: answers as many requests as there are and fit.
+    #[inline]
+    pub fn turn(&mut self, conn: &mut Connection, input: &[u8], out: &mut Outbox) -> Want {
+        if conn.is_lingering() {
+            conn.wait_for_end(self.clock.now());
+            return Want::Read;
+        }
+        self.answer_all(conn, input, out, None)
+    }
+
+    /// A target is loaded; the request that waited for it stands at the front of what the connection holds.
+    pub fn loaded(&mut self, conn: &mut Connection, loaded: Loaded, out: &mut Outbox) -> Want {
+        self.cache.insert(&loaded, self.clock.now());
+        self.answer_all(conn, &[], out, Some(loaded))
+    }
+
+    /// The deadline has passed.
+    pub fn late(&mut self, conn: &mut Connection, out: &mut Outbox) -> Want {
+        if conn.is_receiving() && !conn.in_body() {
+            return self.last_words(conn, Status::RequestTimeout, out);
+        }
+        Want::Close
+    }
+
+    /// The client will send nothing more.
+    pub fn ended(&mut self, conn: &mut Connection, out: &mut Outbox) -> Want {
+        if conn.is_partial() && !conn.is_lingering() {
+            return self.last_words(conn, Status::BadRequest, out);
+        }
+        Want::Close
+    }
+
+    /// A send has made progress.
+    #[inline]
+    pub fn progressed(&self, conn: &mut Connection) {
+        conn.wait_for_send(self.clock.now(), &self.limits);
+    }
+
+    /// (1) Takes the bytes in place, or what was held back with the new ones behind it; (2) answers request after
+    /// request; (3) on a miss sends first what waits, then asks for the load; (4) keeps what is left.
+    #[inline]
+    fn answer_all(
+        &mut self,
+        conn: &mut Connection,
+        input: &[u8],
+        out: &mut Outbox,
+        ready: Option<Loaded>,
+    ) -> Want {
+        let waits_for_line = conn.is_partial();
+        let held = conn.take_leftovers();
+        let mut bytes = if held.is_empty() {
+            Cow::Borrowed(input)
+        } else {
+            let mut held = held;
+            held.extend_from_slice(input);
+            Cow::Owned(held)
+        };
+        // A head that was not complete can only become so by the end of a line. Looking no sooner keeps a client
+        // that sends byte by byte from having its head read again and again.
+        if waits_for_line && !input.contains(&b'\n') && bytes.len() < self.limits.head_max {
+            conn.hold(bytes.into_owned(), true);
+            conn.wait_for_bytes(self.clock.now(), &self.limits);
+            return Want::Read;
+        }
+
+        let mut at = 0;
+        let mut partial = false;
+        let mut load = None;
+        while conn.ending() == Ending::Not {
+            match conn.pass_body(&bytes[at..]) {
+                Ok(passed) => at += passed,
+                Err(_) => {
+                    conn.end(Ending::Linger);
+                    break;
+                }
+            }
+            // An empty line before a request is passed over (RFC 9112 section 2.2).
+            while !conn.in_body() && bytes[at..].starts_with(b"\r\n") {
+                at += 2;
+            }
+            if at == bytes.len() || !out.has_room() {
+                break;
+            }
+            let mut room = parse::fields();
+            match parse::head(&bytes[at..], &mut room) {
+                Ok(Some(request)) if request.length <= self.limits.head_max => {
+                    match self.answer_one(conn, &request, out, ready.as_ref()) {
+                        None => at += request.length,
+                        Some(wanted) => {
+                            load = Some(wanted);
+                            break;
+                        }
+                    }
+                }
+                Ok(None) if bytes.len() - at < self.limits.head_max => {
+                    partial = true;
+                    break;
+                }
+                Ok(_) => self.refuse(conn, too_large(&bytes[at..], self.limits.head_max), out),
+                Err(Refused::Status(status)) => self.refuse(conn, status, out),
+                Err(Refused::LaterMinor(digit)) => bytes.to_mut()[at + digit] = b'1',
+            }
+        }
+
+        match conn.ending() {
+            Ending::Not if at < bytes.len() => {
+                let mut rest = bytes.into_owned();
+                rest.drain(..at);
+                conn.hold(rest, partial);
+            }
+            // The client has said that it is done, and yet sent more.
+            Ending::Close if at < bytes.len() => conn.linger(),
+            _ => {}
+        }
+        self.wanted(conn, out, load)
+    }
+
+    fn wanted(&self, conn: &mut Connection, out: &Outbox, load: Option<Box<Load>>) -> Want {
+        let now = self.clock.now();
+        if !out.is_empty() {
+            conn.wait_for_send(now, &self.limits);
+            return Want::Send { then_close: conn.ending() == Ending::Close };
+        }
+        match (conn.ending(), load) {
+            (Ending::Close, _) => Want::Close,
+            (Ending::Linger, _) => {
+                conn.wait_for_end(now);
+                Want::Shutdown
+            }
+            (Ending::Not, Some(load)) => {
+                conn.wait_for_load();
+                Want::Load(load)
+            }
+            (Ending::Not, None) => {
+                conn.wait_for_bytes(now, &self.limits);
+                if self.draining {
+                    self.hasten(conn);
+                }
+                Want::Read
+            }
+        }
+    }
+
+    /// Answers one request, or says what must be loaded first.
+    #[inline]
+    fn answer_one(
+        &mut self,
+        conn: &mut Connection,
+        request: &Request,
+        out: &mut Outbox,
+        ready: Option<&Loaded>,
+    ) -> Option<Box<Load>> {
+        let now = self.clock.now();
+        let found;
+        let reply = match request.method {
+            _ if request.expects_unknown => Reply::page(Status::ExpectationFailed),
+            Method::Get | Method::Head => {
+                let hidden = self.site.rules().include_hidden;
+                match path::canonical(request.path, hidden, &mut self.scratch) {
+                    Ok(path) => match find(&self.site, &mut self.cache, now, request, path, ready) {
+                        Ok(entry) => {
+                            found = entry;
+                            answer::answer(request, found, self.clock.unix_seconds())
+                        }
+                        Err(load) => return Some(load),
+                    },
+                    Err(status) => Reply::page(status),
+                }
+            }
+            Method::Options => Reply::options(),
+            Method::Connect | Method::NotAllowed => Reply::page(Status::MethodNotAllowed),
+            Method::Unknown => Reply::page(Status::NotImplemented),
+        };
+        // Nothing that follows a CONNECT need be a request.
+        let closing = self.draining || !self.limits.keep_alive || request.method == Method::Connect;
+        let persistence = conn.accept(request, closing);
+        reply.write(out, self.clock.date_line(), persistence, request.method != Method::Head);
+        if let Some(log) = &mut self.log {
+            log.record(&Line {
+                peer: conn.peer(),
+                unix_seconds: self.clock.unix_seconds(),
+                request: request.line,
+                status: reply.status,
+                length: if request.method == Method::Head { 0 } else { reply.body_length() },
+                referer: request.lines("referer").next(),
+                user_agent: request.lines("user-agent").next(),
+            });
+        }
+        None
+    }
+
+    /// Answers bytes that are no request. Nothing behind them can be trusted to be one.
+    #[cold]
+    fn refuse(&mut self, conn: &mut Connection, status: Status, out: &mut Outbox) {
+        conn.end(Ending::Linger);
+        self.say(conn, status, out);
+    }
+
+    /// Answers a client whose time is over, or who has left a request unfinished.
+    #[cold]
+    fn last_words(&mut self, conn: &mut Connection, status: Status, out: &mut Outbox) -> Want {
+        conn.end_now();
+        self.say(conn, status, out);
+        self.wanted(conn, out, None)
+    }
+
+    fn say(&mut self, conn: &Connection, status: Status, out: &mut Outbox) {
+        let reply = Reply::page(status);
+        reply.write(out, self.clock.date_line(), Persistence::Close, true);
+        if let Some(log) = &mut self.log {
+            log.record(&Line {
+                peer: conn.peer(),
+                unix_seconds: self.clock.unix_seconds(),
+                request: b"",
+                status,
+                length: reply.body_length(),
+                referer: None,
+                user_agent: None,
+            });
+        }
+    }
+}
+
+/// What a path means to this request: the file, or the sibling of it that the client likes best.
+#[inline]
+fn find<'a>(
+    site: &Arc<Site>,
+    cache: &'a mut Cache,
+    now: Tick,
+    request: &Request,
+    path: &[u8],
+    ready: Option<&'a Loaded>,
+) -> Result<&'a Entry, Box<Load>> {
+    let ready = ready.filter(|loaded| *loaded.path == *path);
+    if let Some(Loaded { entry, coding: Some(_), .. }) = ready {
+        return Ok(entry);
+    }
+    let place = match (ready, cache.get(path, None, now)) {
+        (Some(_), _) => None,
+        (None, Lookup::Fresh(place)) => Some(place),
+        (None, Lookup::Stale(place)) => {
+            let known = cache.entry(place).clone();
+            return Err(Box::new(Load::plain(site, path, Some(known))));
+        }
+        (None, Lookup::Unknown) => return Err(Box::new(Load::plain(site, path, None))),
+    };
+    let plain = match place {
+        Some(place) => cache.entry(place),
+        None => &ready.expect("no place only where there is a loaded entry").entry,
+    };
+    let coding = match &**plain {
+        Entry::File(file) if request.has_accept_encoding && !file.siblings.is_empty() => {
+            negotiate::choose(request.lines("accept-encoding"), file.siblings)
+        }
+        _ => None,
+    };
+    if let Some(coding) = coding {
+        let plain = plain.clone();
+        return match cache.get(path, Some(coding), now) {
+            Lookup::Fresh(place) => Ok(cache.entry(place)),
+            Lookup::Stale(place) => {
+                let known = cache.entry(place).clone();
+                Err(Box::new(Load::sibling(site, path, &plain, coding, Some(known))))
+            }
+            Lookup::Unknown => Err(Box::new(Load::sibling(site, path, &plain, coding, None))),
+        };
+    }
+    match place {
+        Some(place) => Ok(cache.entry(place)),
+        None => Ok(&ready.expect("as above").entry),
+    }
+}
+
+/// The request line itself is too long, or the fields are (RFC 9112 section 3, RFC 6585 section 5).
+fn too_large(head: &[u8], max: usize) -> Status {
+    if head[..max.min(head.len())].contains(&b'\n') { Status::FieldsTooLarge } else { Status::UriTooLong }
+}

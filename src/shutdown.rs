@@ -1,0 +1,64 @@
+//! From a signal to one descriptor that stays readable, which every engine can wait for beside its sockets.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// How the server is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Not at all.
+    Serving,
+    /// Stop accepting, finish what is under way.
+    Draining,
+    /// At once.
+    Cut,
+}
+
+/// The shutdown, shared by all threads.
+#[derive(Debug)]
+pub struct Shutdown {
+    event: OwnedFd,
+    phase: AtomicU8,
+}
+
+impl Shutdown {
+    /// A server that is serving.
+    ///
+    /// # Errors
+    /// What `eventfd(2)` says.
+    pub fn new() -> io::Result<Shutdown> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Shutdown { event, phase: AtomicU8::new(Phase::Serving as u8) })
+    }
+
+    /// Moves on to a later phase, and makes the descriptor readable for good.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::Release);
+        // It fails only where the counter is full, and then the descriptor is readable already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Serving,
+            1 => Phase::Draining,
+            _ => Phase::Cut,
+        }
+    }
+
+    /// Whether what is left is to be cut off.
+    pub fn is_cut(&self) -> bool {
+        self.phase() == Phase::Cut
+    }
+}
+
+impl AsFd for Shutdown {
+    /// Readable from the first [`Shutdown::advance`] on; never read from.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
