@@ -85,6 +85,11 @@ impl Worker {
         &mut self.limits
     }
 
+    /// What is served.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
     /// Whether a client's address is of use, so that the engine should find it out.
     pub fn wants_peers(&self) -> bool {
         self.log.is_some()

@@ -1,9 +1,674 @@
-use super::*;
+//! Completion: what is wanted is submitted to the kernel, and the kernel says when it is done.
+//!
+//! **How it waits.** All other engines ask *when* they may do something and then do it. This one asks for the thing
+//! itself: accept a client, receive from this one, open that file, read it, send this, close that. The requests stand
+//! in a queue in memory shared with the kernel; one `io_uring_enter` hands over all that have gathered and sleeps
+//! until something is done; the results stand in a second queue. A whole turn of the loop, for however many clients,
+//! is one system call.
+//!
+//! **What it costs.** The kernel works on our memory while we are away. So memory in flight must neither move nor
+//! change: a connection has at most one operation in flight that borrows its memory, and `turn` is only called when
+//! there is none. A slot is freed when its last completion is in.
+//!
+//! **What it gives.** Opening and reading files are operations like any other: a disk that takes its time holds up
+//! those who asked for that file, and nobody else. No readiness engine can say that of its own loop.
+//!
+//! Receiving takes a buffer from a ring of buffers only when bytes have come ([`ring`]), so an idle client holds none.
+//! Sockets are *direct descriptors*: a slot in a table of this ring, with no file descriptor of the process, which
+//! saves the kernel a look-up for each operation. The slot's number is the connection's number here, too.
+//!
+//! **Where it breaks.** Linux before 6.1, and wherever io_uring is forbidden ([`probe`] finds that out).
+#![allow(unsafe_code)]
+
+mod accept;
+mod operation;
+mod probe;
+mod ring;
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::types::{Fd, Fixed, OpenHow};
+use io_uring::{cqueue, opcode, squeue};
+
+use crate::clock::Tick;
+use crate::content::{Load, Site, Step};
+use crate::deadlines::Deadlines;
+use crate::http::{Chunk, Connection, Outbox};
+use crate::serve::{READ_MAX, Want};
+use crate::shutdown::Phase;
+
+use self::accept::Acceptor;
+use self::operation::{Key, Mark, Operation};
+use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
+use super::{Capabilities, Engine, Seat, Threads};
+
+/// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "uring",
-    summary: "x",
+    summary: "completion: submit to io_uring, be told when it is done",
     threads: Threads::PerCore,
     capabilities: Capabilities { clients_max: None },
-    available: || Err(Refusal { cause: "x".into(), remedy: "y".into() }),
-    run: |_| Ok(()),
+    available: probe::available,
+    run,
 };
+
+/// Receive buffers of a thread. They are held only from a completion to its `turn`.
+const BUFFERS: u16 = 256;
+/// Memory into which spans of files are read on their way to a client, each so many bytes.
+const FILE_BUFFER: usize = 256 * 1024;
+/// Of these, a thread has at most so many. They are never held while a client is waited for.
+const FILE_BUFFERS_MAX: usize = 64;
+/// Loads in flight at once; it bounds the memory of bodies that are being read.
+const LOADS_MAX: usize = 64;
+/// Slices of one message.
+const SLICES: usize = 8;
+/// Empty outboxes kept.
+const SPARE_MAX: usize = 256;
+/// How long until what cannot be cancelled at its deadline is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a draining thread looks whether it is to cut what is left.
+const CUT_CHECK: Duration = Duration::from_millis(100);
+
+fn run(seat: &mut Seat) -> io::Result<()> {
+    let acceptor = Acceptor::new(seat.connections_max, seat.worker.wants_peers());
+    let size = |submissions, completions| Size {
+        submissions,
+        completions,
+        files: acceptor.files(),
+        buffers: BUFFERS,
+        buffer_size: READ_MAX as u32,
+    };
+    let ring = match Ring::new(size(1024, 4096)) {
+        // Little memory may be locked: a smaller ring does, too.
+        Err(refused) if refused.error.raw_os_error() == Some(libc::ENOMEM) => Ring::new(size(256, 1024)),
+        result => result,
+    };
+    let ring = ring.map_err(|refused| io::Error::other(probe::explain(&refused).to_string()))?;
+    if !seat.ready() {
+        return Ok(());
+    }
+    let how = {
+        let site = seat.worker.site();
+        let flags = u64::from(Site::OPEN.bits());
+        Box::new(OpenHow::new().flags(flags).resolve(site.resolve().bits()))
+    };
+    let mut turn = Loop {
+        seat,
+        ring,
+        slots: Vec::new(),
+        connections: 0,
+        generation: 0,
+        deadlines: Deadlines::default(),
+        acceptor,
+        how,
+        loads: 0,
+        loads_waiting: VecDeque::new(),
+        file_buffers: FileBuffers::default(),
+        spare: Vec::new(),
+        completions: Vec::with_capacity(1024),
+    };
+    let result = turn.run();
+    if turn.connections > 0 {
+        // Cut short, with operations in flight. The kernel ends them some time after the ring is closed, so the memory
+        // it works on must stay where it is: it is given up instead of freed.
+        let Loop { ring, slots, acceptor, how, file_buffers, .. } = turn;
+        std::mem::forget((ring, slots, acceptor, how, file_buffers));
+    }
+    result
+}
+
+/// One connection.
+struct Slot {
+    conn: Connection,
+    outbox: Outbox,
+    generation: u32,
+    /// When the live entry in the wheel comes up.
+    entered: Tick,
+    /// What is in flight. `turn` is only called when nothing is.
+    in_flight: Option<Operation>,
+    /// The deadline has passed, and what is in flight is being cancelled.
+    late: bool,
+    /// Nothing but a close is wanted behind the send in flight.
+    then_close: bool,
+    task: Task,
+}
+
+/// What an operation in flight borrows beside the outbox. Boxed, so that it stays in place.
+enum Task {
+    None,
+    Load(Box<Load>),
+    /// A load that waits until fewer are in flight.
+    LoadWaiting,
+    /// A span of a file in a buffer: so many bytes of it were read.
+    File(Box<[u8]>, usize),
+    /// A span of a file that waits for a buffer.
+    FileWaiting,
+    Message {
+        _in_flight: Box<Message>,
+    },
+}
+
+struct Message {
+    header: libc::msghdr,
+    slices: [libc::iovec; SLICES],
+}
+
+struct Loop<'a> {
+    seat: &'a mut Seat,
+    ring: Ring,
+    /// By direct descriptor.
+    slots: Vec<Option<Box<Slot>>>,
+    connections: usize,
+    /// Of the youngest connection.
+    generation: u32,
+    deadlines: Deadlines<Key>,
+    acceptor: Acceptor,
+    how: Box<OpenHow>,
+    loads: usize,
+    loads_waiting: VecDeque<Key>,
+    file_buffers: FileBuffers,
+    /// Outboxes of connections that have nothing to send, so that idle ones hold no memory.
+    spare: Vec<Outbox>,
+    completions: Vec<Completion>,
+}
+
+impl Loop<'_> {
+    fn run(&mut self) -> io::Result<()> {
+        self.watch_shutdown()?;
+        self.arm_acceptor()?;
+        loop {
+            let mut completions = std::mem::take(&mut self.completions);
+            self.ring.wait(self.timeout(), &mut completions)?;
+            self.seat.worker.clock.read();
+            for completion in completions.drain(..) {
+                self.complete(completion)?;
+            }
+            self.completions = completions;
+            self.wake_waiting()?;
+            self.expire()?;
+            if self.acceptor.is_due(self.seat.worker.clock.now()) {
+                self.arm_acceptor()?;
+            }
+            if self.acceptor.is_idle() {
+                self.empty_backlog()?;
+            }
+            if self.acceptor.has_ended() && (self.connections == 0 || self.seat.shutdown.is_cut()) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long to sleep: until the next deadline, or for ever.
+    fn timeout(&self) -> Option<Duration> {
+        let now = self.seat.worker.clock.now();
+        let deadline = self.deadlines.next().map(|next| now.until(next));
+        let pause = self.acceptor.paused_until().map(|until| now.until(until));
+        let check = self.seat.worker.is_draining().then_some(CUT_CHECK);
+        [deadline, pause, check].into_iter().flatten().min()
+    }
+
+    fn complete(&mut self, completion: Completion) -> io::Result<()> {
+        let Mark { operation, key } = completion.user_data.into();
+        match operation {
+            Operation::Cancel => return Ok(()),
+            Operation::Signal => return self.drain(),
+            Operation::Accept => return self.accepted(key.index, completion),
+            _ => {}
+        }
+        let Some(slot) = live(&mut self.slots, key) else {
+            debug_assert!(false, "a completion for a dead slot: {operation:?} of {key:?}");
+            return Ok(());
+        };
+        debug_assert_eq!(slot.in_flight, Some(operation));
+        slot.in_flight = None;
+        let late = std::mem::take(&mut slot.late);
+        let result = completion.result;
+        match operation {
+            Operation::Receive => self.received(key, completion, late),
+            Operation::Send => self.sent(key, result),
+            Operation::FileRead => self.file_read(key, result),
+            Operation::FileSend => self.file_sent(key, result),
+            // Writable or broken: the next send will tell. Unless it was waited for in vain.
+            Operation::Writable if late => self.carry_out(key, Want::Close),
+            Operation::Writable => self.send(key),
+            Operation::Open | Operation::Read => self.loaded(key, operation, result),
+            // The client has gone already.
+            Operation::Shutdown if result < 0 => self.carry_out(key, Want::Close),
+            Operation::Shutdown => self.carry_out(key, Want::Read),
+            Operation::Close => {
+                self.slots[key.index as usize] = None;
+                self.connections -= 1;
+                self.acceptor.connection_ended();
+                Ok(())
+            }
+            Operation::Cancel | Operation::Signal | Operation::Accept => unreachable!("dealt with above"),
+        }
+    }
+
+    /// Submits what a connection wants.
+    fn carry_out(&mut self, key: Key, want: Want) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        self.deadlines.cover(key, slot.conn.deadline(), &mut slot.entered);
+        match want {
+            Want::Read => {
+                // Idle, it holds no memory.
+                debug_assert!(slot.outbox.is_empty());
+                let outbox = std::mem::take(&mut slot.outbox);
+                if self.spare.len() < SPARE_MAX {
+                    self.spare.push(outbox);
+                }
+                let entry = opcode::Recv::new(Fixed(key.index), std::ptr::null_mut(), READ_MAX as u32)
+                    .buf_group(BUFFER_GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT);
+                self.submit(key, Operation::Receive, entry)
+            }
+            Want::Send { then_close } => {
+                slot.then_close = then_close;
+                self.send(key)
+            }
+            Want::Load(_) if self.loads >= LOADS_MAX => {
+                slot.task = Task::LoadWaiting;
+                self.loads_waiting.push_back(key);
+                Ok(())
+            }
+            Want::Load(load) => {
+                slot.task = Task::Load(load);
+                self.loads += 1;
+                self.load(key)
+            }
+            Want::Shutdown => {
+                let entry = opcode::Shutdown::new(Fixed(key.index), libc::SHUT_WR).build();
+                self.submit(key, Operation::Shutdown, entry)
+            }
+            Want::Close => {
+                slot.task = Task::None;
+                let entry = opcode::Close::new(Fixed(key.index)).build();
+                self.submit(key, Operation::Close, entry)
+            }
+        }
+    }
+
+    /// Queues an operation of a connection.
+    fn submit(&mut self, key: Key, operation: Operation, entry: squeue::Entry) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        debug_assert_eq!(slot.in_flight, None);
+        slot.in_flight = Some(operation);
+        let entry = entry.user_data(Mark { operation, key }.into());
+        // SAFETY: what an entry points to belongs to the slot (its outbox's memory or its task, on the heap and thus in
+        // place) or to the loop (`how`). Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
+        // next step only come with the completion, and a slot is only freed by the completion of its close, when nothing
+        // of it is in flight. If the loop ends before that, `run` leaks them. Receive buffers belong to the ring.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    fn received(&mut self, key: Key, completion: Completion, late: bool) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        slot.outbox = self.spare.pop().unwrap_or_default();
+        let worker = &mut self.seat.worker;
+        let buffer = cqueue::buffer_select(completion.flags);
+        let want = match completion.result {
+            0 => worker.ended(&mut slot.conn, &mut slot.outbox),
+            n @ 1.. => {
+                let id = buffer.expect("bytes come in a buffer");
+                worker.turn(&mut slot.conn, self.ring.buffer(id, n as usize), &mut slot.outbox)
+            }
+            error if late && error == -libc::ECANCELED => worker.late(&mut slot.conn, &mut slot.outbox),
+            // All buffers are lent at this moment; by the next submission they are back.
+            error if matches!(-error, libc::ENOBUFS | libc::EINTR | libc::EAGAIN) => Want::Read,
+            _ => Want::Close,
+        };
+        if let Some(id) = buffer {
+            self.ring.give_back(id);
+        }
+        self.carry_out(key, want)
+    }
+
+    /// Submits the front of the outbox.
+    fn send(&mut self, key: Key) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let socket = Fixed(key.index);
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (operation, entry) = match slot.outbox.front(&mut slices) {
+            Chunk::Memory { slices: 1, more } => {
+                let len = u32::try_from(slices[0].len()).unwrap_or(u32::MAX);
+                let entry = opcode::Send::new(socket, slices[0].as_ptr(), len).flags(send_flags(more));
+                (Operation::Send, entry.build())
+            }
+            Chunk::Memory { slices: count, more } => {
+                let message = Message::new(&slices[..count]);
+                let entry = opcode::SendMsg::new(socket, &raw const message.header);
+                slot.task = Task::Message { _in_flight: message };
+                (Operation::Send, entry.flags(send_flags(more) as u32).build())
+            }
+            Chunk::File { file, at, len } => {
+                if !matches!(slot.task, Task::File(..)) {
+                    let Some(buffer) = self.file_buffers.take() else {
+                        slot.task = Task::FileWaiting;
+                        self.file_buffers.waiting.push_back(key);
+                        return Ok(());
+                    };
+                    slot.task = Task::File(buffer, 0);
+                }
+                let Task::File(buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
+                let len = len.min(buffer.len() as u64) as u32;
+                let entry = opcode::Read::new(Fd(file.as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
+                (Operation::FileRead, entry.build())
+            }
+            Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
+        };
+        self.submit(key, operation, entry)
+    }
+
+    fn sent(&mut self, key: Key, result: i32) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        slot.task = Task::None;
+        match result {
+            1.. => {
+                slot.outbox.sent(result as u64);
+                self.go_on_sending(key)
+            }
+            error if matches!(-error, libc::EINTR | libc::EAGAIN) => self.send(key),
+            _ => self.carry_out(key, Want::Close),
+        }
+    }
+
+    fn go_on_sending(&mut self, key: Key) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let want = if !slot.outbox.is_empty() {
+            self.seat.worker.progressed(&mut slot.conn);
+            return self.send(key);
+        } else if slot.then_close {
+            Want::Close
+        } else {
+            self.seat.worker.turn(&mut slot.conn, &[], &mut slot.outbox)
+        };
+        self.carry_out(key, want)
+    }
+
+    /// A span of a file is in its buffer: sends as much of it as the socket takes at once. What it does not take is
+    /// read again later, from the page cache, so that no slow client holds a buffer.
+    fn file_read(&mut self, key: Key, result: i32) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let Task::File(buffer, filled) = &mut slot.task else { unreachable!("a file is read into a buffer") };
+        if matches!(-result, libc::EINTR | libc::EAGAIN) {
+            return self.send(key);
+        }
+        if result <= 0 {
+            // Shorter than was promised, or the disk has failed: the answer cannot be completed.
+            self.file_buffers.give_back(&mut slot.task);
+            return self.carry_out(key, Want::Close);
+        }
+        *filled = result as usize;
+        let more = match slot.outbox.front(&mut [IoSlice::new(&[])]) {
+            Chunk::File { len, .. } => len > result as u64,
+            _ => false,
+        };
+        let flags = send_flags(more) | libc::MSG_DONTWAIT;
+        let entry = opcode::Send::new(Fixed(key.index), buffer.as_ptr(), result as u32).flags(flags).build();
+        self.submit(key, Operation::FileSend, entry)
+    }
+
+    fn file_sent(&mut self, key: Key, result: i32) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let Task::File(_, filled) = slot.task else { unreachable!("a file is sent from a buffer") };
+        match result {
+            1.. => slot.outbox.sent(result as u64),
+            error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
+            _ => {
+                self.file_buffers.give_back(&mut slot.task);
+                return self.carry_out(key, Want::Close);
+            }
+        }
+        if result as usize == filled {
+            if !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. }) {
+                self.file_buffers.give_back(&mut slot.task);
+            }
+            return self.go_on_sending(key);
+        }
+        if result > 0 {
+            self.seat.worker.progressed(&mut slot.conn);
+        }
+        self.file_buffers.give_back(&mut slot.task);
+        let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
+        self.submit(key, Operation::Writable, entry)
+    }
+
+    /// Submits the next step of a load; goes on with its connection when there is none.
+    fn load(&mut self, key: Key) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let Task::Load(load) = &mut slot.task else { unreachable!("a load is under way") };
+        let (operation, entry) = match load.next() {
+            // The flags are the site's, the same for every load: they stand in `how`.
+            Step::Open { root, path, .. } => {
+                let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const *self.how);
+                (Operation::Open, entry.build())
+            }
+            Step::Read { file, buffer, at } => {
+                let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+                let entry = opcode::Read::new(Fd(file.as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
+                (Operation::Read, entry.build())
+            }
+            Step::Done => {
+                let Task::Load(load) = std::mem::replace(&mut slot.task, Task::None) else { unreachable!() };
+                self.loads -= 1;
+                let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
+                return self.carry_out(key, want);
+            }
+        };
+        self.submit(key, operation, entry)
+    }
+
+    /// A step of a load is done.
+    fn loaded(&mut self, key: Key, operation: Operation, result: i32) -> io::Result<()> {
+        let Task::Load(load) = &mut slot(&mut self.slots, key).task else {
+            unreachable!("a load is under way")
+        };
+        let number = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
+        if operation == Operation::Open {
+            // SAFETY: the ring has opened it for us just now, and nobody else knows of it.
+            load.opened(number.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
+        } else {
+            load.read(number.map(|n| n as usize));
+        }
+        self.load(key)
+    }
+
+    /// Those who waited for a load or a buffer of somebody else's get theirs.
+    fn wake_waiting(&mut self) -> io::Result<()> {
+        while self.loads < LOADS_MAX
+            && let Some(key) = self.loads_waiting.pop_front()
+        {
+            if let Some(slot) = live(&mut self.slots, key)
+                && let Task::LoadWaiting = slot.task
+            {
+                // Somebody may have loaded the same meanwhile, so it begins with a look at the cache.
+                slot.task = Task::None;
+                let want = self.seat.worker.turn(&mut slot.conn, &[], &mut slot.outbox);
+                self.carry_out(key, want)?;
+            }
+        }
+        while self.file_buffers.has_one()
+            && let Some(key) = self.file_buffers.waiting.pop_front()
+        {
+            if let Some(Slot { task: Task::FileWaiting, .. }) = live(&mut self.slots, key) {
+                self.send(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self) -> io::Result<()> {
+        let now = self.seat.worker.clock.now();
+        while let Some((tick, keys)) = self.deadlines.take_due(now) {
+            for key in keys {
+                let Some(slot) = live(&mut self.slots, key).filter(|slot| slot.entered == tick) else {
+                    continue;
+                };
+                slot.entered = Tick::NEVER;
+                let deadline = slot.conn.deadline();
+                if deadline > now {
+                    self.deadlines.cover(key, deadline, &mut slot.entered);
+                    continue;
+                }
+                self.deadlines.cover(key, now.after(LOOK_AGAIN), &mut slot.entered);
+                match slot.in_flight {
+                    Some(operation @ (Operation::Receive | Operation::Send | Operation::Writable)) => {
+                        slot.late = true;
+                        self.cancel(Mark { operation, key })?;
+                    }
+                    // These end by themselves, and soon.
+                    Some(_) => {}
+                    // It waits for a buffer, and has done so for too long.
+                    None => self.carry_out(key, Want::Close)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, mark: Mark) -> io::Result<()> {
+        let cancel = Mark { operation: Operation::Cancel, key: Key::NONE };
+        let entry = opcode::AsyncCancel::new(mark.into()).build().user_data(cancel.into());
+        // SAFETY: a cancellation points to nothing.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    fn watch_shutdown(&mut self) -> io::Result<()> {
+        let signal = Mark { operation: Operation::Signal, key: Key::NONE };
+        let descriptor = Fd(self.seat.shutdown.as_fd().as_raw_fd());
+        let entry = opcode::PollAdd::new(descriptor, libc::POLLIN as u32).build().user_data(signal.into());
+        // SAFETY: a poll points to nothing.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Stops accepting, and gives idle connections their last second.
+    fn drain(&mut self) -> io::Result<()> {
+        debug_assert!(self.seat.shutdown.phase() > Phase::Serving);
+        self.seat.worker.drain();
+        self.acceptor.drain(&mut self.ring)?;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(slot) = slot {
+                self.seat.worker.hasten(&mut slot.conn);
+                let key = Key { index: index as u32, generation: slot.generation };
+                self.deadlines.cover(key, slot.conn.deadline(), &mut slot.entered);
+            }
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, number: u32, completion: Completion) -> io::Result<()> {
+        let now = self.seat.worker.clock.now();
+        let more = cqueue::more(completion.flags);
+        if let Some((index, peer)) = self.acceptor.completed(number, completion.result, more, now)? {
+            self.open(index, peer)?;
+        }
+        self.arm_acceptor()
+    }
+
+    fn arm_acceptor(&mut self) -> io::Result<()> {
+        let room = self.seat.connections_max.saturating_sub(self.connections);
+        self.acceptor.arm(&mut self.ring, &self.seat.listener, room)
+    }
+
+    /// Who waits in the backlog already has a connection as far as he can tell, and is served. Then the listener ends.
+    /// This is the one place with an accept(2): the ring's own would wait for more to come.
+    fn empty_backlog(&mut self) -> io::Result<()> {
+        self.seat.listener.set_nonblocking(true)?;
+        while let Ok((stream, address)) = self.seat.listener.accept() {
+            let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+            let index = u32::try_from(free).expect("there are fewer slots than descriptors");
+            // Where the table is full he is turned away after all.
+            if self.ring.install(index, &stream).is_ok() {
+                self.open(index, self.seat.worker.wants_peers().then(|| address.ip()))?;
+            }
+        }
+        self.acceptor.end();
+        Ok(rustix::net::shutdown(&self.seat.listener, rustix::net::Shutdown::Both)?)
+    }
+
+    fn open(&mut self, index: u32, peer: Option<IpAddr>) -> io::Result<()> {
+        self.generation = Key::next(self.generation);
+        let mut conn = Connection::new(peer);
+        let want = self.seat.worker.accepted(&mut conn);
+        let slot = Slot {
+            conn,
+            outbox: Outbox::default(),
+            generation: self.generation,
+            entered: Tick::NEVER,
+            in_flight: None,
+            late: false,
+            then_close: false,
+            task: Task::None,
+        };
+        let at = index as usize;
+        if at >= self.slots.len() {
+            self.slots.resize_with(at + 1, || None);
+        }
+        debug_assert!(self.slots[at].is_none(), "the kernel gave a descriptor out twice");
+        self.slots[at] = Some(Box::new(slot));
+        self.connections += 1;
+        self.carry_out(Key { index, generation: self.generation }, want)
+    }
+}
+
+/// The slot of a connection, if that connection is still the one.
+fn live(slots: &mut [Option<Box<Slot>>], key: Key) -> Option<&mut Slot> {
+    let slot = slots.get_mut(key.index as usize)?.as_deref_mut()?;
+    (slot.generation == key.generation).then_some(slot)
+}
+
+/// The slot of a connection that something was in flight for, so that it cannot be gone.
+fn slot(slots: &mut [Option<Box<Slot>>], key: Key) -> &mut Slot {
+    live(slots, key).expect("a slot is freed when its last completion is in")
+}
+
+fn send_flags(more: bool) -> i32 {
+    if more { libc::MSG_NOSIGNAL | libc::MSG_MORE } else { libc::MSG_NOSIGNAL }
+}
+
+impl Message {
+    /// A message of slices that stay in place as long as it is in flight.
+    fn new(slices: &[IoSlice]) -> Box<Message> {
+        // SAFETY: plain C structs, for which all zeros is "nothing".
+        let mut message: Box<Message> = Box::new(unsafe { std::mem::zeroed() });
+        for (into, slice) in message.slices.iter_mut().zip(slices) {
+            *into = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
+        }
+        message.header.msg_iov = message.slices.as_mut_ptr();
+        message.header.msg_iovlen = slices.len();
+        message
+    }
+}
+
+/// Buffers for spans of files, made when first needed.
+#[derive(Default)]
+struct FileBuffers {
+    free: Vec<Box<[u8]>>,
+    made: usize,
+    waiting: VecDeque<Key>,
+}
+
+impl FileBuffers {
+    fn has_one(&self) -> bool {
+        !self.free.is_empty() || self.made < FILE_BUFFERS_MAX
+    }
+
+    fn take(&mut self) -> Option<Box<[u8]>> {
+        if self.free.is_empty() && self.made < FILE_BUFFERS_MAX {
+            self.made += 1;
+            self.free.push(vec![0; FILE_BUFFER].into_boxed_slice());
+        }
+        self.free.pop()
+    }
+
+    fn give_back(&mut self, task: &mut Task) {
+        if let Task::File(buffer, _) = std::mem::replace(task, Task::None) {
+            self.free.push(buffer);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The ring itself: set up, filled, waited for. And the memory the kernel picks receive buffers from.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::time::Duration;
+
+use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
+use io_uring::{IoUring, squeue};
+
+/// The one group of provided buffers.
+pub const BUFFER_GROUP: u16 = 0;
+
+/// How large a ring is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Entries of the submission queue.
+    pub submissions: u32,
+    /// Entries of the completion queue.
+    pub completions: u32,
+    /// Direct descriptors there is room for.
+    pub files: u32,
+    /// Receive buffers, a power of two.
+    pub buffers: u16,
+    /// Bytes of each.
+    pub buffer_size: u32,
+}
+
+/// A completion, copied out of the queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// What the submission was marked with.
+    pub user_data: u64,
+    /// Its result: a number, or a negated errno.
+    pub result: i32,
+    /// `IORING_CQE_F_*`
+    pub flags: u32,
+}
+
+/// A step of the set-up that was refused.
+#[derive(Debug)]
+pub struct Refused {
+    /// The system call or operation.
+    pub step: &'static str,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+/// An io_uring with direct descriptors and provided buffers, used by the thread that made it.
+pub struct Ring {
+    uring: IoUring,
+    buffers: Buffers,
+}
+
+impl Ring {
+    /// Makes a ring.
+    pub fn new(size: Size) -> Result<Ring, Refused> {
+        let refused = |step| move |error| Refused { step, error };
+        let build = |no_sqarray: bool| {
+            let mut builder = IoUring::builder();
+            // One thread submits and reaps. Completions are worked off when it asks for them, not by interrupting
+            // it: the one set of flags that measurably pays. Linux 6.1.
+            builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
+            builder.setup_cqsize(size.completions);
+            if no_sqarray {
+                builder.setup_no_sqarray();
+            }
+            builder.build(size.submissions)
+        };
+        let uring = match build(true) {
+            // Linux before 6.6 knows no NO_SQARRAY.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
+            result => result,
+        };
+        let uring = uring.map_err(refused("io_uring_setup"))?;
+        uring.submitter().register_files_sparse(size.files).map_err(refused("IORING_REGISTER_FILES2"))?;
+        let buffers = Buffers::new(size.buffers, size.buffer_size);
+        // SAFETY: the entries are `size.buffers` long, page-aligned, and live as long as the ring: both are fields of
+        // `Ring`, and the ring is dropped first.
+        unsafe {
+            let entries = buffers.entries.as_ptr() as u64;
+            uring.submitter().register_buf_ring_with_flags(entries, size.buffers, BUFFER_GROUP, 0)
+        }
+        .map_err(refused("IORING_REGISTER_PBUF_RING"))?;
+        Ok(Ring { uring, buffers })
+    }
+
+    /// Queues an operation; submits what is queued if there is no room.
+    ///
+    /// # Safety
+    /// Whatever memory the entry points to must stay valid and in place, and must not be touched otherwise, until its
+    /// completion has been reaped.
+    pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: the caller's promise is the one `push` asks for.
+            if unsafe { self.uring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            match self.uring.submit() {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Submits what is queued, then waits for a completion, or until the time is over. Takes all completions out.
+    pub fn wait(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
+        let result = match timeout {
+            None => self.uring.submit_and_wait(1),
+            Some(timeout) => {
+                let time = Timespec::from(timeout);
+                self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+        };
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            // EBUSY: the completion queue has run over; taking completions out is what helps.
+            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => {}
+            Err((_, error)) => return Err(error),
+        }
+        // The queue's head is published when the iterator is dropped, before the next wait.
+        into.extend(self.uring.completion().map(|entry| Completion {
+            user_data: entry.user_data(),
+            result: entry.result(),
+            flags: entry.flags(),
+        }));
+        Ok(())
+    }
+
+    /// Puts a socket into a free place of the table of direct descriptors.
+    pub fn install(&self, index: u32, socket: &impl AsRawFd) -> io::Result<()> {
+        self.uring.submitter().register_files_update(index, &[socket.as_raw_fd()]).map(drop)
+    }
+
+    /// The first bytes of the receive buffer that a completion names.
+    pub fn buffer(&self, id: u16, len: usize) -> &[u8] {
+        self.buffers.slice(id, len)
+    }
+
+    /// Gives a receive buffer back to the kernel.
+    pub fn give_back(&mut self, id: u16) {
+        self.buffers.provide(id);
+    }
+}
+
+/// Receive buffers and the ring of entries through which the kernel is given them (io_uring_register_buf_ring(3)).
+struct Buffers {
+    entries: NonNull<BufRingEntry>,
+    memory: NonNull<u8>,
+    count: u16,
+    size: u32,
+    tail: u16,
+}
+
+impl Buffers {
+    fn new(count: u16, size: u32) -> Buffers {
+        assert!(count.is_power_of_two());
+        let entries = allocate(Buffers::entries_layout(count)).cast();
+        let memory = allocate(Buffers::memory_layout(count, size));
+        let mut buffers = Buffers { entries, memory, count, size, tail: 0 };
+        for id in 0..count {
+            buffers.provide(id);
+        }
+        buffers
+    }
+
+    fn slice(&self, id: u16, len: usize) -> &[u8] {
+        assert!(id < self.count && len <= self.size as usize);
+        // SAFETY: within the allocation by the assertion. The kernel has named this buffer in a completion, so it
+        // does not write there until it is provided again, for which `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(id as usize * self.size as usize), len) }
+    }
+
+    fn provide(&mut self, id: u16) {
+        assert!(id < self.count);
+        let place = self.tail & (self.count - 1);
+        // SAFETY: `place` is below `count` and `id` too, so both pointers stay within their allocations. The kernel
+        // reads an entry only behind the tail's release store below. The tail lies in the first entry's reserved
+        // field, which `set_*` do not write.
+        unsafe {
+            let entry = &mut *self.entries.as_ptr().add(place as usize);
+            entry.set_addr(self.memory.as_ptr().add(id as usize * self.size as usize) as u64);
+            entry.set_len(self.size);
+            entry.set_bid(id);
+            self.tail = self.tail.wrapping_add(1);
+            let tail = BufRingEntry::tail(self.entries.as_ptr()).cast::<AtomicU16>();
+            (*tail).store(self.tail, Ordering::Release);
+        }
+    }
+
+    fn entries_layout(count: u16) -> Layout {
+        Layout::from_size_align(count as usize * size_of::<BufRingEntry>(), 4096).expect("a small layout")
+    }
+
+    fn memory_layout(count: u16, size: u32) -> Layout {
+        Layout::from_size_align(count as usize * size as usize, 4096).expect("a small layout")
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        fence(Ordering::SeqCst);
+        // SAFETY: allocated in `new` with these layouts. The ring was dropped before, and `Engine::run` only drops it
+        // when no operation is in flight (else it leaks both, see there).
+        unsafe {
+            dealloc(self.entries.as_ptr().cast(), Buffers::entries_layout(self.count));
+            dealloc(self.memory.as_ptr(), Buffers::memory_layout(self.count, self.size));
+        }
+    }
+}
+
+fn allocate(layout: Layout) -> NonNull<u8> {
+    // SAFETY: no layout here has size 0.
+    NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+}
