@@ -1,5 +1,6 @@
 //! The program: an exit code, and nothing else. 0 clean, 2 wrong usage, 1 everything else.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use ringserve::{cli, launch};
@@ -18,11 +19,13 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
+        // It would panic where standard error cannot be written.
+        .log_internal_errors(false)
         .init();
     match launch::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("ringserve: {message}");
+            let _ = writeln!(std::io::stderr(), "ringserve: {message}");
             ExitCode::FAILURE
         }
     }

@@ -18,7 +18,7 @@ use super::path;
 #[inline]
 pub fn answer<'a>(request: &Request, entry: &'a Entry, now: u64) -> Reply<'a> {
     match entry {
-        Entry::File(file) => match conditional::evaluate(request, &file.validators()) {
+        Entry::File(file) => match conditional::evaluate(request, &file.validators(now)) {
             Outcome::Proceed => represent(request, file, now),
             Outcome::NotModified => {
                 Reply { fields: file.fields_repeated(), ..Reply::empty(Status::NotModified) }
@@ -36,7 +36,7 @@ fn represent<'a>(request: &Request, file: &'a File, now: u64) -> Reply<'a> {
     // Range is defined for GET alone (RFC 9110 section 14.2).
     if let Single::One(value) = request.range
         && request.method == Method::Get
-        && conditional::range_applies(request, &file.validators(), now)
+        && conditional::range_applies(request, &file.validators(now))
     {
         match range::select(value, size) {
             Selection::All => {}
@@ -65,7 +65,7 @@ fn represent<'a>(request: &Request, file: &'a File, now: u64) -> Reply<'a> {
 fn parts(file: &File, spans: Vec<Range<u64>>) -> Reply<'_> {
     // Nobody can write a file that holds this boundary: it hangs on a random key of this process.
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let boundary = format!("{:016x}", KEY.hash_one((file.validators().etag, &spans)));
+    let boundary = format!("{:016x}", KEY.hash_one((file.validators(0).etag, &spans)));
     let size = file.bytes().size();
     let type_line = String::from_utf8_lossy(file.type_line());
     let parts = spans

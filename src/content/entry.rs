@@ -206,14 +206,15 @@ impl File {
         &self.head[self.type_line.start as usize..self.type_line.end as usize]
     }
 
-    /// What preconditions are weighed against.
+    /// What preconditions are weighed against; `now` in seconds since 1970.
     #[inline]
-    pub fn validators(&self) -> Validators<'_> {
+    pub fn validators(&self, now: u64) -> Validators<'_> {
         let piece = |range: &Range<u16>| &self.head[range.start as usize..range.end as usize];
         Validators {
             etag: piece(&self.etag),
             modified_text: piece(&self.modified_text),
             modified: self.modified,
+            now,
         }
     }
 }

@@ -82,8 +82,14 @@ impl Want {
 
 #[derive(Debug)]
 enum State {
-    /// Opening the candidate of that number.
+    /// Opening the candidate of that number; by the name of the file that it links to, if that is known.
     Opening {
+        number: usize,
+        name: CString,
+        target: Option<CString>,
+    },
+    /// Finding out where its links lead.
+    Following {
         number: usize,
         name: CString,
     },
@@ -132,7 +138,7 @@ impl Load {
     /// Loads what a canonical path means.
     pub fn plain(site: &Arc<Site>, path: &[u8], known: Option<Arc<Entry>>) -> Load {
         let state = match site.candidate(path, 0) {
-            Some(name) => State::Opening { number: 0, name },
+            Some(name) => State::Opening { number: 0, name, target: None },
             None => State::Done(Arc::new(Entry::Nothing(Status::NotFound))),
         };
         Load::new(site, path, Want::Plain, known, state)
@@ -147,7 +153,9 @@ impl Load {
         known: Option<Arc<Entry>>,
     ) -> Load {
         let state = match &**plain {
-            Entry::File(file) => State::Opening { number: 0, name: with_suffix(&file.name, coding) },
+            Entry::File(file) => {
+                State::Opening { number: 0, name: with_suffix(&file.name, coding), target: None }
+            }
             _ => State::Done(plain.clone()),
         };
         Load::new(site, path, Want::Sibling(coding, plain.clone()), known, state)
@@ -161,11 +169,20 @@ impl Load {
     /// The operation to do now.
     pub fn next(&mut self) -> Step<'_> {
         match &mut self.state {
-            State::Opening { name, .. } | State::Probing { name, .. } => Step::Open {
+            State::Opening { name, target: None, .. }
+            | State::Opening { target: Some(name), .. }
+            | State::Probing { name, .. } => Step::Open {
                 root: self.site.root(),
                 path: name,
                 flags: Site::OPEN,
                 resolve: self.site.resolve(),
+            },
+            // O_PATH opens nothing but the name, so whatever lies there is not disturbed.
+            State::Following { name, .. } => Step::Open {
+                root: self.site.root(),
+                path: name,
+                flags: OFlags::PATH | OFlags::CLOEXEC,
+                resolve: ResolveFlags::NO_MAGICLINKS,
             },
             State::Reading { file, buffer, filled, .. } => {
                 let file: &OwnedFd = file;
@@ -178,7 +195,13 @@ impl Load {
     /// The result of [`Step::Open`].
     pub fn opened(&mut self, result: io::Result<OwnedFd>) {
         match std::mem::replace(&mut self.state, State::Done(nothing(Status::InternalError))) {
-            State::Opening { number, name } => {
+            State::Following { number, name } => {
+                self.state = match result.ok().and_then(|file| self.site.beneath(&file)) {
+                    Some(target) => State::Opening { number, name, target: Some(target) },
+                    None => self.another(number, Status::NotFound),
+                };
+            }
+            State::Opening { number, name, target } => {
                 self.state = match result.and_then(|file| Ok((fstat(&file)?, file))) {
                     Ok((stat, file)) => match FileType::from_raw_mode(stat.st_mode) {
                         FileType::RegularFile => self.body(name, file, Identity::of(&stat)),
@@ -187,7 +210,7 @@ impl Load {
                         }
                         _ => self.another(number, Status::NotFound),
                     },
-                    Err(error) => self.failed(number, name, &error),
+                    Err(error) => self.failed(number, name, target, &error),
                 };
             }
             State::Probing { mut found, next, .. } => {
@@ -267,7 +290,7 @@ impl Load {
         let is_whole = fstat(file).is_ok_and(|stat| Identity::of(&stat) == identity)
             && buffer.len() as u64 == identity.size;
         if !is_whole && self.try_again() {
-            return State::Opening { number: 0, name };
+            return State::Opening { number: 0, name, target: None };
         }
         // A file that changes all the time is served as it was read, and looked at again before the next answer.
         let settled = is_whole && identity.is_settled(now());
@@ -309,11 +332,13 @@ impl Load {
         }))))
     }
 
-    fn failed(&mut self, number: usize, name: CString, error: &io::Error) -> State {
+    fn failed(&mut self, number: usize, name: CString, target: Option<CString>, error: &io::Error) -> State {
         if is_passing(error) && self.try_again() {
-            return State::Opening { number, name };
+            return State::Opening { number, name, target };
         }
         match Errno::from_io_error(error) {
+            // A link has left the root; an absolute one does so even where it comes back in.
+            Some(Errno::XDEV) if target.is_none() => State::Following { number, name },
             Some(Errno::ACCESS | Errno::PERM) => self.another(number, Status::Forbidden),
             Some(Errno::AGAIN | Errno::INTR | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
                 State::Done(nothing(Status::Unavailable))
@@ -333,7 +358,7 @@ impl Load {
             return State::Done(nothing(otherwise));
         }
         match self.site.candidate(&self.path, number + 1) {
-            Some(name) => State::Opening { number: number + 1, name },
+            Some(name) => State::Opening { number: number + 1, name, target: None },
             None => State::Done(nothing(otherwise)),
         }
     }

@@ -2,11 +2,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat, readlink};
 
 use crate::http::Ledger;
 
@@ -17,7 +17,7 @@ use super::cache::Changes;
 pub enum Symlinks {
     /// None.
     Deny,
-    /// Relative ones that stay inside the root.
+    /// Those that lead to a place inside the root.
     #[default]
     Inside,
     /// All, wherever they lead.
@@ -107,6 +107,19 @@ impl Site {
             Symlinks::Inside => ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
             Symlinks::All => ResolveFlags::NO_MAGICLINKS,
         }
+    }
+
+    /// The name relative to the root of a file that links may have led to, if it lies beneath the root.
+    ///
+    /// The kernel says where it lies, without any link. The name is then opened like any other, so that nothing is
+    /// won by moving the file in between.
+    pub(super) fn beneath(&self, file: &OwnedFd) -> Option<CString> {
+        let place = |descriptor: i32| readlink(format!("/proc/self/fd/{descriptor}"), Vec::new()).ok();
+        let root = place(self.root.as_raw_fd())?;
+        let file = place(file.as_raw_fd())?;
+        let relative = file.as_bytes().strip_prefix(root.as_bytes())?;
+        let relative = if root.as_bytes() == b"/" { relative } else { relative.strip_prefix(b"/")? };
+        CString::new(relative).ok()
     }
 
     /// Whether a body of so many bytes may be held in memory now.

@@ -35,7 +35,7 @@ use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{cqueue, opcode, squeue};
 
 use crate::clock::Tick;
-use crate::content::{Load, Site, Step};
+use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
 use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want};
@@ -68,6 +68,8 @@ const LOADS_MAX: usize = 64;
 const SLICES: usize = 8;
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
+/// How long a send waits where readiness cannot be waited for.
+const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How often a draining thread looks whether it is to cut what is left.
@@ -91,11 +93,6 @@ fn run(seat: &mut Seat) -> io::Result<()> {
     if !seat.ready() {
         return Ok(());
     }
-    let how = {
-        let site = seat.worker.site();
-        let flags = u64::from(Site::OPEN.bits());
-        Box::new(OpenHow::new().flags(flags).resolve(site.resolve().bits()))
-    };
     let mut turn = Loop {
         seat,
         ring,
@@ -104,19 +101,20 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         generation: 0,
         deadlines: Deadlines::default(),
         acceptor,
-        how,
         loads: 0,
         loads_waiting: VecDeque::new(),
         file_buffers: FileBuffers::default(),
         spare: Vec::new(),
+        paused: Vec::new(),
+        paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
     };
     let result = turn.run();
     if turn.connections > 0 {
         // Cut short, with operations in flight. The kernel ends them some time after the ring is closed, so the memory
         // it works on must stay where it is: it is given up instead of freed.
-        let Loop { ring, slots, acceptor, how, file_buffers, .. } = turn;
-        std::mem::forget((ring, slots, acceptor, how, file_buffers));
+        let Loop { ring, slots, acceptor, .. } = turn;
+        std::mem::forget((ring, slots, acceptor));
     }
     result
 }
@@ -140,13 +138,15 @@ struct Slot {
 /// What an operation in flight borrows beside the outbox. Boxed, so that it stays in place.
 enum Task {
     None,
-    Load(Box<Load>),
+    Load(Box<Load>, Box<OpenHow>),
     /// A load that waits until fewer are in flight.
     LoadWaiting,
     /// A span of a file in a buffer: so many bytes of it were read.
     File(Box<[u8]>, usize),
     /// A span of a file that waits for a buffer.
     FileWaiting,
+    /// A send that is tried again after [`SEND_PAUSE`].
+    SendPaused,
     Message {
         _in_flight: Box<Message>,
     },
@@ -167,12 +167,14 @@ struct Loop<'a> {
     generation: u32,
     deadlines: Deadlines<Key>,
     acceptor: Acceptor,
-    how: Box<OpenHow>,
     loads: usize,
     loads_waiting: VecDeque<Key>,
     file_buffers: FileBuffers,
     /// Outboxes of connections that have nothing to send, so that idle ones hold no memory.
     spare: Vec<Outbox>,
+    /// Sends to be tried again, and when.
+    paused: Vec<Key>,
+    paused_until: Tick,
     completions: Vec<Completion>,
 }
 
@@ -208,7 +210,8 @@ impl Loop<'_> {
         let deadline = self.deadlines.next().map(|next| now.until(next));
         let pause = self.acceptor.paused_until().map(|until| now.until(until));
         let check = self.seat.worker.is_draining().then_some(CUT_CHECK);
-        [deadline, pause, check].into_iter().flatten().min()
+        let resend = (!self.paused.is_empty()).then(|| now.until(self.paused_until));
+        [deadline, pause, check, resend].into_iter().flatten().min()
     }
 
     fn complete(&mut self, completion: Completion) -> io::Result<()> {
@@ -232,8 +235,19 @@ impl Loop<'_> {
             Operation::Send => self.sent(key, result),
             Operation::FileRead => self.file_read(key, result),
             Operation::FileSend => self.file_sent(key, result),
-            // Writable or broken: the next send will tell. Unless it was waited for in vain.
+            // It was waited for in vain.
             Operation::Writable if late => self.carry_out(key, Want::Close),
+            // A client that has ended its own side and yet does not read: the ring's poll always tells of the first and
+            // so cannot be used to wait for the second.
+            Operation::Writable if result == libc::EPOLLRDHUP => {
+                slot.task = Task::SendPaused;
+                if self.paused.is_empty() {
+                    self.paused_until = self.seat.worker.clock.now().after(SEND_PAUSE);
+                }
+                self.paused.push(key);
+                Ok(())
+            }
+            // Writable or broken: the next send will tell.
             Operation::Writable => self.send(key),
             Operation::Open | Operation::Read => self.loaded(key, operation, result),
             // The client has gone already.
@@ -277,7 +291,7 @@ impl Loop<'_> {
                 Ok(())
             }
             Want::Load(load) => {
-                slot.task = Task::Load(load);
+                slot.task = Task::Load(load, Box::new(OpenHow::new()));
                 self.loads += 1;
                 self.load(key)
             }
@@ -299,8 +313,8 @@ impl Loop<'_> {
         debug_assert_eq!(slot.in_flight, None);
         slot.in_flight = Some(operation);
         let entry = entry.user_data(Mark { operation, key }.into());
-        // SAFETY: what an entry points to belongs to the slot (its outbox's memory or its task, on the heap and thus in
-        // place) or to the loop (`how`). Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
+        // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap and thus in
+        // place. Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
         // next step only come with the completion, and a slot is only freed by the completion of its close, when nothing
         // of it is in flight. If the loop ends before that, `run` leaks them. Receive buffers belong to the ring.
         unsafe { self.ring.push(&entry) }
@@ -372,7 +386,8 @@ impl Loop<'_> {
                 slot.outbox.sent(result as u64);
                 self.go_on_sending(key)
             }
-            error if matches!(-error, libc::EINTR | libc::EAGAIN) => self.send(key),
+            error if error == -libc::EAGAIN => self.wait_until_writable(key),
+            error if error == -libc::EINTR => self.send(key),
             _ => self.carry_out(key, Want::Close),
         }
     }
@@ -408,9 +423,9 @@ impl Loop<'_> {
             Chunk::File { len, .. } => len > result as u64,
             _ => false,
         };
-        let flags = send_flags(more) | libc::MSG_DONTWAIT;
-        let entry = opcode::Send::new(Fixed(key.index), buffer.as_ptr(), result as u32).flags(flags).build();
-        self.submit(key, Operation::FileSend, entry)
+        let entry =
+            opcode::Send::new(Fixed(key.index), buffer.as_ptr(), result as u32).flags(send_flags(more));
+        self.submit(key, Operation::FileSend, entry.build())
     }
 
     fn file_sent(&mut self, key: Key, result: i32) -> io::Result<()> {
@@ -434,6 +449,10 @@ impl Loop<'_> {
             self.seat.worker.progressed(&mut slot.conn);
         }
         self.file_buffers.give_back(&mut slot.task);
+        self.wait_until_writable(key)
+    }
+
+    fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
     }
@@ -441,11 +460,11 @@ impl Loop<'_> {
     /// Submits the next step of a load; goes on with its connection when there is none.
     fn load(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Task::Load(load) = &mut slot.task else { unreachable!("a load is under way") };
+        let Task::Load(load, how) = &mut slot.task else { unreachable!("a load is under way") };
         let (operation, entry) = match load.next() {
-            // The flags are the site's, the same for every load: they stand in `how`.
-            Step::Open { root, path, .. } => {
-                let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const *self.how);
+            Step::Open { root, path, flags, resolve } => {
+                **how = OpenHow::new().flags(u64::from(flags.bits())).resolve(resolve.bits());
+                let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const **how);
                 (Operation::Open, entry.build())
             }
             Step::Read { file, buffer, at } => {
@@ -454,7 +473,9 @@ impl Loop<'_> {
                 (Operation::Read, entry.build())
             }
             Step::Done => {
-                let Task::Load(load) = std::mem::replace(&mut slot.task, Task::None) else { unreachable!() };
+                let Task::Load(load, _) = std::mem::replace(&mut slot.task, Task::None) else {
+                    unreachable!()
+                };
                 self.loads -= 1;
                 let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
                 return self.carry_out(key, want);
@@ -465,7 +486,7 @@ impl Loop<'_> {
 
     /// A step of a load is done.
     fn loaded(&mut self, key: Key, operation: Operation, result: i32) -> io::Result<()> {
-        let Task::Load(load) = &mut slot(&mut self.slots, key).task else {
+        let Task::Load(load, _) = &mut slot(&mut self.slots, key).task else {
             unreachable!("a load is under way")
         };
         let number = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
@@ -499,6 +520,14 @@ impl Loop<'_> {
                 self.send(key)?;
             }
         }
+        if self.paused_until > self.seat.worker.clock.now() {
+            return Ok(());
+        }
+        for key in std::mem::take(&mut self.paused) {
+            if let Some(Slot { task: Task::SendPaused, .. }) = live(&mut self.slots, key) {
+                self.send(key)?;
+            }
+        }
         Ok(())
     }
 
@@ -523,7 +552,7 @@ impl Loop<'_> {
                     }
                     // These end by themselves, and soon.
                     Some(_) => {}
-                    // It waits for a buffer, and has done so for too long.
+                    // It waits for a buffer or a pause to end, and has done so for too long.
                     None => self.carry_out(key, Want::Close)?,
                 }
             }
@@ -627,8 +656,10 @@ fn slot(slots: &mut [Option<Box<Slot>>], key: Key) -> &mut Slot {
     live(slots, key).expect("a slot is freed when its last completion is in")
 }
 
+/// Of every send. None waits inside the kernel: to a client that has ended its own side it would spin there, and then
+/// tie up a kernel thread.
 fn send_flags(more: bool) -> i32 {
-    if more { libc::MSG_NOSIGNAL | libc::MSG_MORE } else { libc::MSG_NOSIGNAL }
+    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 }
 }
 
 impl Message {
