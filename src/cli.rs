@@ -1,7 +1,7 @@
 //! The command line: [`Args`] as typed, [`Options`] as meant.
 //!
-//! A flag on the command line wins over its environment variable `SERVER_<FLAG>`, and that over the default. The
-//! bare `PORT`, which some platforms set, comes last of all, above only the default.
+//! A flag on the command line wins over its environment variable `SERVER_<FLAG>`, and that over the default.
+//! The bare `PORT`, which some platforms set, comes last of all, above only the default.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -43,27 +43,33 @@ struct Args {
     engine: EngineChoice,
 
     /// Threads that serve [default: one for each CPU that this process may use]
-    #[arg(short, long, value_name = "N", env = "SERVER_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short, long, value_name = "N", env = "SERVER_WORKERS",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
 
     /// Time a request head may take from its first byte to its end
-    #[arg(long, value_name = "TIME", env = "SERVER_HEADER_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    #[arg(long, value_name = "TIME", env = "SERVER_HEADER_TIMEOUT", default_value = "10s",
+          value_parser = positive_duration)]
     header_timeout: Duration,
 
     /// Time a connection may lie idle between requests
-    #[arg(long, value_name = "TIME", env = "SERVER_IDLE_TIMEOUT", default_value = "60s", value_parser = positive_duration)]
+    #[arg(long, value_name = "TIME", env = "SERVER_IDLE_TIMEOUT", default_value = "60s",
+          value_parser = positive_duration)]
     idle_timeout: Duration,
 
     /// Time a client may take nothing of its answer
-    #[arg(long, value_name = "TIME", env = "SERVER_SEND_TIMEOUT", default_value = "30s", value_parser = positive_duration)]
+    #[arg(long, value_name = "TIME", env = "SERVER_SEND_TIMEOUT", default_value = "30s",
+          value_parser = positive_duration)]
     send_timeout: Duration,
 
     /// Time that answers under way may take when the server ends; a second signal ends it at once
-    #[arg(long, value_name = "TIME", env = "SERVER_GRACE_PERIOD", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", env = "SERVER_GRACE_PERIOD", default_value = "30s",
+          value_parser = duration)]
     grace_period: Duration,
 
     /// Time between the signal to end and the end of accepting
-    #[arg(long, value_name = "TIME", env = "SERVER_SHUTDOWN_DELAY", default_value = "0s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", env = "SERVER_SHUTDOWN_DELAY", default_value = "0s",
+          value_parser = duration)]
     shutdown_delay: Duration,
 
     /// Whether a connection may carry more than one request
@@ -71,11 +77,13 @@ struct Args {
     keep_alive: Switch,
 
     /// Bytes a request head may have
-    #[arg(long, value_name = "SIZE", env = "SERVER_HEAD_SIZE", default_value = "16KiB", value_parser = head_size)]
+    #[arg(long, value_name = "SIZE", env = "SERVER_HEAD_SIZE", default_value = "16KiB",
+          value_parser = head_size)]
     head_size: usize,
 
     /// Connections held at once [default: what the limit on descriptors allows]
-    #[arg(long, value_name = "N", env = "SERVER_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", env = "SERVER_MAX_CONNECTIONS",
+          value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
 
     /// Memory for files, over all workers [default: 256MiB, or a quarter of the control group's limit]
@@ -83,7 +91,8 @@ struct Args {
     cache_size: Option<u64>,
 
     /// A file up to this size is held in memory, a larger one as an open descriptor
-    #[arg(long, value_name = "SIZE", env = "SERVER_CACHE_FILE_MAX", default_value = "1MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", env = "SERVER_CACHE_FILE_MAX", default_value = "1MiB",
+          value_parser = size)]
     cache_file_max: u64,
 
     /// Time a file is trusted to be unchanged before it is looked at again
@@ -267,8 +276,8 @@ fn usage(kind: ErrorKind, message: &str) -> clap::Error {
 fn after_help() -> String {
     let mut text = String::from(
         "Every flag has an environment variable SERVER_<FLAG>, as in SERVER_IDLE_TIMEOUT=5s.\n\
-         TIME is a number with ms, s, m or h behind it, or bare seconds; SIZE one with B, KiB, MiB or GiB, or bare \
-         bytes.\n\nEngines:\n  auto      ",
+         TIME is a number with ms, s, m or h behind it, or bare seconds; SIZE one with B, KiB, MiB or GiB, \
+         or bare bytes.\n\nEngines:\n  auto      ",
     );
     let (best, fallback) = engines::AUTO;
     text += &format!("{} where the kernel permits it, {} elsewhere\n", best.name, fallback.name);

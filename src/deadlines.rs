@@ -1,9 +1,10 @@
 //! A coarse wheel of deadlines that costs nothing per request.
 //!
 //! A connection's deadline moves with every request, nearly always to later. So the wheel holds one entry per
-//! connection and does not move it: when the entry comes up, its owner is asked for the deadline as it is now, and
-//! is entered again if that is still ahead. Only a deadline that moves to *earlier* than its entry costs a second
-//! entry; the first is then stale and is passed over. An entry may come up late by the time between two looks.
+//! connection and does not move it: when the entry comes up, its owner is asked for the deadline as it is
+//! now, and is entered again if that is still ahead. Only a deadline that moves to *earlier* than its entry
+//! costs a second entry; the first is then stale and is passed over. An entry may come up late by the time
+//! between two looks.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,8 @@ impl<K> Default for Deadlines<K> {
 }
 
 impl<K> Deadlines<K> {
-    /// Sees to it that a key comes up by its deadline. `entered` belongs to the key: when its live entry comes up.
+    /// Sees to it that a key comes up by its deadline. `entered` belongs to the key: when its live entry
+    /// comes up.
     #[inline]
     pub fn cover(&mut self, key: K, deadline: Tick, entered: &mut Tick) {
         if deadline < *entered {
@@ -39,8 +41,8 @@ impl<K> Deadlines<K> {
         self.by_tick.first_key_value().map(|(&tick, _)| tick)
     }
 
-    /// Takes the keys out whose entries come up by `now`, each with the tick it was entered for. The caller drops
-    /// a key whose `entered` is another tick (the entry is stale), and otherwise resets `entered` to
+    /// Takes the keys out whose entries come up by `now`, each with the tick it was entered for. The caller
+    /// drops a key whose `entered` is another tick (the entry is stale), and otherwise resets `entered` to
     /// [`Tick::NEVER`], acts if the deadline has passed, and covers it again if not.
     pub fn take_due(&mut self, now: Tick) -> Option<(Tick, Vec<K>)> {
         let entry = self.by_tick.first_entry()?;

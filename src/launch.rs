@@ -98,8 +98,8 @@ impl Launcher {
         loop {
             match self.start(engine, listeners, inbox)? {
                 Started::All => break,
-                // `auto` decides when every worker holds its ring: memory that may be locked is counted per user,
-                // so the second worker can be refused what the first has got.
+                // `auto` decides when every worker holds its ring: memory that may be locked is counted per
+                // user, so the second worker can be refused what the first has got.
                 Started::Refused(refusal, returned)
                     if matches!(self.options.engine, EngineChoice::Auto) && engine.name != AUTO.1.name =>
                 {

@@ -1,7 +1,7 @@
 //! The path of a request, in one function: [`Worker::turn`].
 //!
-//! A connection wants one thing at a time. An engine does that one thing in its own manner, then calls `turn` with
-//! the bytes that came, and is told what is wanted next:
+//! A connection wants one thing at a time. An engine does that one thing in its own manner, then calls `turn`
+//! with the bytes that came, and is told what is wanted next:
 //!
 //! ```text
 //! match want {
@@ -157,15 +157,15 @@ impl Worker {
         conn.wait_for_send(self.clock.now(), &self.limits);
     }
 
-    /// (1) Takes the bytes in place, or what was held back with the new ones behind it; (2) answers request after
-    /// request; (3) on a miss sends first what waits, then asks for the load; (4) keeps what is left.
+    /// (1) Takes the bytes in place, or what was held back with the new ones behind it; (2) answers request
+    /// after request; (3) on a miss sends first what waits, then asks for the load; (4) keeps what is left.
     #[inline]
     fn answer_all(
         &mut self,
         conn: &mut Connection,
         input: &[u8],
         out: &mut Outbox,
-        ready: Option<Loaded>,
+        mut ready: Option<Loaded>,
     ) -> Want {
         let waits_for_line = conn.is_partial();
         let held = conn.take_leftovers();
@@ -176,8 +176,8 @@ impl Worker {
             held.extend_from_slice(input);
             Cow::Owned(held)
         };
-        // A head that was not complete can only become so by the end of a line. Looking no sooner keeps a client
-        // that sends byte by byte from having its head read again and again.
+        // A head that was not complete can only become so by the end of a line. Looking no sooner keeps a
+        // client that sends byte by byte from having its head read again and again.
         if waits_for_line && !input.contains(&b'\n') && bytes.len() < self.limits.head_max {
             conn.hold(bytes.into_owned(), true);
             conn.wait_for_bytes(self.clock.now(), &self.limits);
@@ -206,7 +206,12 @@ impl Worker {
             match parse::head(&bytes[at..], &mut room) {
                 Ok(Some(request)) if request.length <= self.limits.head_max => {
                     match self.answer_one(conn, &request, out, ready.as_ref()) {
-                        None => at += request.length,
+                        None => {
+                            at += request.length;
+                            // It was loaded for this request; the next may accept another coding of the same
+                            // path.
+                            ready = None;
+                        }
                         Some(wanted) => {
                             load = Some(wanted);
                             break;

@@ -1,8 +1,8 @@
 //! What one engine thread knows about targets. Nothing in it is shared, so nothing is locked.
 //!
-//! Two shares, so that a flood of names that do not exist cannot drive out what does: one of files, bounded by
-//! bytes and by open descriptors, one of redirects and refusals, bounded by number. Each evicts by CLOCK: an entry
-//! that was used since the hand last came by is passed over once.
+//! Two shares, so that a flood of names that do not exist cannot drive out what does: one of files, bounded
+//! by bytes and by open descriptors, one of redirects and refusals, bounded by number. Each evicts by CLOCK:
+//! an entry that was used since the hand last came by is passed over once.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -44,9 +44,9 @@ impl Budget {
 
 /// What the caches of all threads tell each other: that a path was found to mean something new.
 ///
-/// Without it, one thread would go on for a second with what another knows to be old, and a client that meets both
-/// would see time run backwards. A path is one of some thousand counters; an entry remembers the count it was
-/// loaded at and is stale under any other.
+/// Without it, one thread would go on for a second with what another knows to be old, and a client that meets
+/// both would see time run backwards. A path is one of some thousand counters; an entry remembers the count
+/// it was loaded at and is stale under any other.
 #[derive(Debug)]
 pub struct Changes {
     counts: Box<[AtomicU32]>,
@@ -112,8 +112,8 @@ impl Cache {
         Cache { files: Share::default(), refusals: Share::default(), budget, changes }
     }
 
-    /// Looks a canonical path up. The first to find an entry stale is told so, and must load it; the others go on
-    /// with it as it is.
+    /// Looks a canonical path up. The first to find an entry stale is told so, and must load it; the others
+    /// go on with it as it is.
     #[inline]
     pub fn get(&mut self, path: &[u8], coding: Option<Coding>, now: Tick) -> Lookup {
         let hash = self.changes.hash(path, coding);
@@ -149,8 +149,8 @@ impl Cache {
         let hash = self.changes.hash(&loaded.path, loaded.coding);
         let counter = self.changes.counter(hash);
         let mut count = loaded.count;
-        // Where somebody else has found news since this load began, it may have read what was there before: then
-        // its count is an old one, and the next to ask looks again.
+        // Where somebody else has found news since this load began, it may have read what was there before:
+        // then its count is an old one, and the next to ask looks again.
         if loaded.news && counter.fetch_add(1, Ordering::Relaxed) == count {
             count = count.wrapping_add(1);
         }
@@ -261,8 +261,8 @@ impl Share {
         self.descriptors -= usize::from(item.entry.holds_descriptor());
     }
 
-    /// Evicts items that count until the limit holds. One item may always stay, so that what was just loaded can
-    /// be answered from.
+    /// Evicts items that count until the limit holds. One item may always stay, so that what was just loaded
+    /// can be answered from.
     fn evict_until(&mut self, holds: impl Fn(&Share) -> bool, counts: impl Fn(&Item) -> bool) {
         // Two rounds are enough: the first takes every mark of use away.
         let mut looks = 2 * self.items.capacity();

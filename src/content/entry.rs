@@ -17,8 +17,8 @@ use crate::http::{Blob, Status, date};
 use super::mime;
 use super::path;
 
-/// Seconds a file must have lain unchanged before an equal `stat` proves equal bytes: two writes within one tick
-/// of the file system's clock look the same.
+/// Seconds a file must have lain unchanged before an equal `stat` proves equal bytes: two writes within one
+/// tick of the file system's clock look the same.
 const SETTLED_SECONDS: u64 = 2;
 
 /// What a target means.
@@ -258,9 +258,9 @@ impl Entry {
     }
 }
 
-/// A strong entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the same on
-/// every replica and changes with every change; else of size and modification time. Behind both stands the coding,
-/// since two siblings may agree in all else (section 8.8.3.3).
+/// A strong entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the
+/// same on every replica and changes with every change; else of size and modification time. Behind both
+/// stands the coding, since two siblings may agree in all else (section 8.8.3.3).
 fn etag(parts: &Parts, size: u64) -> String {
     let coding = parts.coding.map_or("", Coding::name);
     match &parts.body {

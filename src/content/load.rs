@@ -1,8 +1,8 @@
 //! Finding out what a target means, one disk operation at a time.
 //!
-//! A [`Load`] names the next operation and is told its result; who does it, and whether anything waits meanwhile,
-//! is the engine's affair. All that is tried for a target is tried here, in one order: the file or the index files
-//! of a directory, its bytes if it is small, then which precompressed siblings lie beside it.
+//! A [`Load`] names the next operation and is told its result; who does it, and whether anything waits
+//! meanwhile, is the engine's affair. All that is tried for a target is tried here, in one order: the file or
+//! the index files of a directory, its bytes if it is small, then which precompressed siblings lie beside it.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -285,14 +285,16 @@ impl Load {
         }
     }
 
-    /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them again.
+    /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
+    /// again.
     fn read_all(&mut self, name: CString, file: &OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
         let is_whole = fstat(file).is_ok_and(|stat| Identity::of(&stat) == identity)
             && buffer.len() as u64 == identity.size;
         if !is_whole && self.try_again() {
             return State::Opening { number: 0, name, target: None };
         }
-        // A file that changes all the time is served as it was read, and looked at again before the next answer.
+        // A file that changes all the time is served as it was read, and looked at again before the next
+        // answer.
         let settled = is_whole && identity.is_settled(now());
         let body = Body::Memory(Blob::new(buffer, self.site.ledger()));
         self.found(Found { name, identity, body, settled, siblings: Codings::default() })
@@ -344,7 +346,8 @@ impl Load {
                 State::Done(nothing(Status::Unavailable))
             }
             Some(Errno::IO) => State::Done(nothing(Status::InternalError)),
-            // Not there, a loop of links, a link out of the root, a name too long, a socket: nothing to serve.
+            // Not there, a loop of links, a link out of the root, a name too long, a socket: nothing to
+            // serve.
             _ => self.another(number, Status::NotFound),
         }
     }

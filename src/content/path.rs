@@ -1,4 +1,5 @@
-//! From the path of a target to a canonical one: decoded once, without dot segments, empty or hidden segments.
+//! From the path of a target to a canonical one: decoded once, without dot segments, empty or hidden
+//! segments.
 //!
 //! One file has one canonical path, and only that is a key of the cache: a client cannot fill the cache with
 //! aliases of the same file by encoding its name in many ways.
@@ -44,8 +45,8 @@ const KEPT_IN_QUERY: &AsciiSet = &percent_encoding::CONTROLS
 /// written where something must be decoded or resolved.
 ///
 /// # Errors
-/// 400 for a malformed escape, a NUL or a way out of the root; 404 for a name that no file can have or that is
-/// hidden.
+/// 400 for a malformed escape, a NUL or a way out of the root; 404 for a name that no file can have or that
+/// is hidden.
 pub fn canonical<'a>(
     raw: &'a [u8],
     include_hidden: bool,
@@ -201,7 +202,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in, what comes out has no dot, empty or hidden segment and is its own canonical form.
+        /// Whatever comes in, what comes out has no dot, empty or hidden segment and is its own canonical
+        /// form.
         #[test]
         fn a_canonical_path_is_safe_and_stable(raw in "/[a./%25eEfF0-9~\\\\ -]{0,40}") {
             let mut scratch = Vec::new();

@@ -111,8 +111,8 @@ impl Site {
 
     /// The name relative to the root of a file that links may have led to, if it lies beneath the root.
     ///
-    /// The kernel says where it lies, without any link. The name is then opened like any other, so that nothing is
-    /// won by moving the file in between.
+    /// The kernel says where it lies, without any link. The name is then opened like any other, so that
+    /// nothing is won by moving the file in between.
     pub(super) fn beneath(&self, file: &OwnedFd) -> Option<CString> {
         let place = |descriptor: i32| readlink(format!("/proc/self/fd/{descriptor}"), Vec::new()).ok();
         let root = place(self.root.as_raw_fd())?;

@@ -1,18 +1,18 @@
 //! One task that blocks: the first server everyone writes.
 //!
 //! **How it waits.** It blocks in `accept` until a client comes, then in `recv` until that client has sent
-//! something, then in `send` until the answer is gone, and only when this client has left does it accept the next.
-//! Nothing is registered anywhere and nothing is polled: the kernel puts the one thread to sleep inside whichever
-//! call cannot go on.
+//! something, then in `send` until the answer is gone, and only when this client has left does it accept the
+//! next. Nothing is registered anywhere and nothing is polled: the kernel puts the one thread to sleep inside
+//! whichever call cannot go on.
 //!
-//! **What it costs.** Nothing: no thread, no table, no event. For short connections (serve, close, accept the next)
-//! there is hardly a simpler or cheaper way.
+//! **What it costs.** Nothing: no thread, no table, no event. For short connections (serve, close, accept the
+//! next) there is hardly a simpler or cheaper way.
 //!
-//! **Where it breaks.** A second client waits until the first has left. With keep-alive that means: until the first
-//! has been idle for its timeout, which is why the timeout is short here ([`IDLE_TIMEOUT_MAX`]).
+//! **Where it breaks.** A second client waits until the first has left. With keep-alive that means: until the
+//! first has been idle for its timeout, which is why the timeout is short here ([`IDLE_TIMEOUT_MAX`]).
 //!
-//! A receive timeout on each socket wakes the thread once a second, to see whether a deadline has passed or the
-//! server is to stop.
+//! A receive timeout on each socket wakes the thread once a second, to see whether a deadline has passed or
+//! the server is to stop.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};

@@ -1,16 +1,17 @@
-//! Readiness, edge-triggered: the fastest of the readiness family, and what runs wherever io_uring is forbidden.
+//! Readiness, edge-triggered: the fastest of the readiness family, and what runs wherever io_uring is
+//! forbidden.
 //!
-//! **How it waits.** Each socket is registered once. The thread sleeps in `epoll_wait`, which hands it a list of
-//! those sockets about which there is *news*: they have become readable or writable since it was last told. So the
-//! cost grows with the clients that do something, not with those that are merely connected.
+//! **How it waits.** Each socket is registered once. The thread sleeps in `epoll_wait`, which hands it a list
+//! of those sockets about which there is *news*: they have become readable or writable since it was last
+//! told. So the cost grows with the clients that do something, not with those that are merely connected.
 //!
 //! **What it costs.** Being told is not being served: for every request the thread still makes a `recv` and a
 //! `send` of its own, each a trip into the kernel and back, and an `epoll_wait` for each batch.
 //!
-//! **The trap.** Edge-triggered news comes once. Who stops reading before the socket is empty is never told again;
-//! so each connection is advanced until its socket says "not yet", or until a receive brought less than it had room
-//! for, which for a stream says the same (epoll(7)). Who has too much to do is put at the end of a queue of this
-//! thread's own, since no event will bring it back.
+//! **The trap.** Edge-triggered news comes once. Who stops reading before the socket is empty is never told
+//! again; so each connection is advanced until its socket says "not yet", or until a receive brought less
+//! than it had room for, which for a stream says the same (epoll(7)). Who has too much to do is put at the
+//! end of a queue of this thread's own, since no event will bring it back.
 //!
 //! **Where it breaks.** Files are always "ready": a read from a slow disk blocks the whole thread.
 
@@ -285,7 +286,8 @@ impl Loop<'_> {
         Ok(())
     }
 
-    /// Stops accepting. Who waits in the backlog already has a connection as far as he can tell, and is served.
+    /// Stops accepting. Who waits in the backlog already has a connection as far as he can tell, and is
+    /// served.
     fn drain(&mut self) -> io::Result<()> {
         debug_assert!(self.seat.shutdown.phase() > Phase::Serving);
         self.seat.worker.drain();

@@ -1,9 +1,9 @@
 //! The I/O models, each an engine in a file of its own, and the table that lists them.
 //!
-//! Every engine serves the same [`Worker`]; they differ in how one thread waits for many
-//! clients. An engine does what a connection [wants](crate::serve::Want), and nothing else: it parses nothing and
-//! decides nothing about HTTP. To add one, write its file and add a line to [`ENGINES`]; help, tests and
-//! comparisons walk the table.
+//! Every engine serves the same [`Worker`]; they differ in how one thread waits for many clients. An engine
+//! does what a connection [wants](crate::serve::Want), and nothing else: it parses nothing and decides
+//! nothing about HTTP. To add one, write its file and add a line to [`ENGINES`]; help, tests and comparisons
+//! walk the table.
 
 use std::fmt;
 use std::io;
@@ -92,8 +92,8 @@ pub struct Seat {
 pub type Start = Box<dyn FnMut() -> bool + Send>;
 
 impl Seat {
-    /// The engine holds all that it needs: waits until every thread does. `false`: one of them does not, and this
-    /// engine must return without serving.
+    /// The engine holds all that it needs: waits until every thread does. `false`: one of them does not, and
+    /// this engine must return without serving.
     pub fn ready(&mut self) -> bool {
         (self.start)()
     }
@@ -130,7 +130,8 @@ impl AcceptError {
             Errno::BADF | Errno::NOTSOCK | Errno::INVAL | Errno::OPNOTSUPP | Errno::FAULT => {
                 AcceptError::Broken
             }
-            // accept(2): Linux passes network errors of the new socket on; they are to be treated like EAGAIN.
+            // accept(2): Linux passes network errors of the new socket on; they are to be treated like
+            // EAGAIN.
             _ => AcceptError::Passing,
         }
     }

@@ -1,9 +1,9 @@
 //! What all readiness engines have in common: doing what a connection wants with system calls that may say
 //! "not yet".
 //!
-//! An engine built on readiness learns *when* a socket can be read or written, and must still do the reading and
-//! the writing itself, one system call each. That part is the same for all of them and stands here. How they learn
-//! it is what tells them apart, and stands in each engine's own file.
+//! An engine built on readiness learns *when* a socket can be read or written, and must still do the reading
+//! and the writing itself, one system call each. That part is the same for all of them and stands here. How
+//! they learn it is what tells them apart, and stands in each engine's own file.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! Passing over a chunked body (RFC 9112 section 7.1), byte by byte and strictly.
 //!
-//! Nothing in the body is wanted; all that matters is to find its end exactly where the client put it. So a bare
-//! LF, a space before a size or a size that overflows is an error, never a guess.
+//! Nothing in the body is wanted; all that matters is to find its end exactly where the client put it. So a
+//! bare LF, a space before a size or a size that overflows is an error, never a guess.
 
 /// Bytes of extensions and trailers that one body may have.
 const OVERHEAD_MAX: u32 = 16 * 1024;
@@ -42,7 +42,8 @@ impl Chunks {
         Chunks { at: At::Size { digits: 0 }, left: 0, overhead: 0 }
     }
 
-    /// Passes over as much of `bytes` as belongs to the body: how many bytes that was, and whether it is over.
+    /// Passes over as much of `bytes` as belongs to the body: how many bytes that was, and whether it is
+    /// over.
     ///
     /// # Errors
     /// [`Malformed`], where the bytes are no chunked body or its overhead passes the limit.

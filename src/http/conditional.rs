@@ -27,8 +27,8 @@ pub enum Outcome {
     Failed,
 }
 
-/// Weighs `If-Match`, `If-Unmodified-Since`, `If-None-Match` and `If-Modified-Since`, in that order, for a GET
-/// or HEAD.
+/// Weighs `If-Match`, `If-Unmodified-Since`, `If-None-Match` and `If-Modified-Since`, in that order, for a
+/// GET or HEAD.
 #[inline]
 pub fn evaluate(request: &Request, validators: &Validators) -> Outcome {
     if request.has_if_match {
@@ -54,8 +54,8 @@ pub fn evaluate(request: &Request, validators: &Validators) -> Outcome {
     Outcome::Proceed
 }
 
-/// Whether `Range` counts: there is no `If-Range`, or it names exactly this version (RFC 9110 section 13.1.5).
-/// A date only does so if it is a strong validator, at least a second old (section 8.8.2.2).
+/// Whether `Range` counts: there is no `If-Range`, or it names exactly this version (RFC 9110 section
+/// 13.1.5). A date only does so if it is a strong validator, at least a second old (section 8.8.2.2).
 pub fn range_applies(request: &Request, validators: &Validators) -> bool {
     match request.if_range {
         Single::Absent => true,

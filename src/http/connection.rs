@@ -1,7 +1,7 @@
 //! What one connection remembers between two turns: unread bytes, the end of the last body, its deadline.
 //!
-//! A connection is small, since thousands of idle ones are kept: no buffer stands ready, and bytes are only held
-//! while a request is unfinished.
+//! A connection is small, since thousands of idle ones are kept: no buffer stands ready, and bytes are only
+//! held while a request is unfinished.
 
 use core::net::IpAddr;
 use std::time::Duration;
@@ -194,11 +194,12 @@ impl Connection {
         }
     }
 
-    /// Takes note of a request that is being answered: what its body means for the bytes behind it, and whether
-    /// the connection goes on. `closing`: the server wants it to end.
+    /// Takes note of a request that is being answered: what its body means for the bytes behind it, and
+    /// whether the connection goes on. `closing`: the server wants it to end.
     pub fn accept(&mut self, request: &Request, closing: bool) -> Persistence {
         self.stage = Stage::New;
-        // Whether the body behind an expectation will come can no longer be told once the final answer is sent.
+        // Whether the body behind an expectation will come can no longer be told once the final answer is
+        // sent.
         let doubtful = request.expects_continue;
         match request.framing {
             Framing::None => {}

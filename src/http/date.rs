@@ -17,8 +17,8 @@ pub fn format(unix_seconds: u64) -> [u8; LENGTH] {
     text
 }
 
-/// Reads a date in any of the three forms, as seconds since 1970; `None` where it is none. `now`, likewise, decides
-/// which century a year of two digits means: never more than 50 years ahead.
+/// Reads a date in any of the three forms, as seconds since 1970; `None` where it is none. `now`, likewise,
+/// decides which century a year of two digits means: never more than 50 years ahead.
 pub fn parse(value: &[u8], now: u64) -> Option<u64> {
     let text = std::str::from_utf8(value).ok()?;
     let time = match httpdate::parse_http_date(text) {

@@ -1,7 +1,7 @@
 //! Request heads (RFC 9112 sections 2 to 6): bytes in, a [`Request`] that borrows them out.
 //!
-//! `httparse` does the grammar; this file decides what the fields mean for the framing. Whatever could be read
-//! in two ways (RFC 9112 section 11.2, request smuggling) is refused rather than guessed.
+//! `httparse` does the grammar; this file decides what the fields mean for the framing. Whatever could be
+//! read in two ways (RFC 9112 section 11.2, request smuggling) is refused rather than guessed.
 
 use std::mem::MaybeUninit;
 
@@ -540,7 +540,8 @@ mod tests {
         #[test]
         fn nearly_heads_are_answered(
             start in "(GET|POST|get|)( |)(/|\\*|http://)[a-z%?#]{0,9}( |)HTTP/[0-9].[0-9](\r|)\n",
-            fields in proptest::collection::vec("(Host|Content-Length|Transfer-Encoding|X)(:|) {0,2}[0-9a-z,:]{0,9}(\r|)\n", 0..4),
+            fields in proptest::collection::vec(
+                "(Host|Content-Length|Transfer-Encoding|X)(:|) {0,2}[0-9a-z,:]{0,9}(\r|)\n", 0..4),
         ) {
             let head = format!("{start}{}\r\n", fields.concat());
             if let Ok(Some(request)) = super::head(head.as_bytes(), &mut super::fields()) {

@@ -130,7 +130,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands in the field, every span lies within the size and all together are no more than it.
+        /// Whatever stands in the field, every span lies within the size and all together are no more than
+        /// it.
         #[test]
         fn spans_stay_within_the_size(value in "bytes=[-0-9, ]{0,60}", size in 0u64..5000) {
             let spans = match select(value.as_bytes(), size) {

@@ -9,8 +9,8 @@ use super::blob::Blob;
 use super::outbox::Outbox;
 use super::status::Status;
 
-/// A body in memory up to this size is copied behind its head, so that both leave in one piece; a larger one is
-/// lent. Copying 16 KiB costs less than a second slice costs the kernel.
+/// A body in memory up to this size is copied behind its head, so that both leave in one piece; a larger one
+/// is lent. Copying 16 KiB costs less than a second slice costs the kernel.
 pub const COPY_MAX: usize = 16 * 1024;
 
 /// `Allow` for a static site.

@@ -12,7 +12,9 @@ macro_rules! statuses {
 
             /// The status line with its line end (RFC 9112 section 4).
             pub const fn line(self) -> &'static [u8] {
-                match self { $(Status::$name => concat!("HTTP/1.1 ", $code, " ", $reason, "\r\n").as_bytes()),* }
+                match self {
+                    $(Status::$name => concat!("HTTP/1.1 ", $code, " ", $reason, "\r\n").as_bytes()),*
+                }
             }
 
             /// The text a person sees when there is nothing else to show.

@@ -1,7 +1,7 @@
 //! The access log: formatted by the worker, written by a thread of its own.
 //!
-//! The queue between them is bounded. When whoever reads the log is stuck, lines are dropped and counted, and a
-//! worker never waits. Whatever a client has sent is escaped, so that no field can forge a line.
+//! The queue between them is bounded. When whoever reads the log is stuck, lines are dropped and counted, and
+//! a worker never waits. Whatever a client has sent is escaped, so that no field can forge a line.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};

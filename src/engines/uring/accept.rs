@@ -1,4 +1,5 @@
-//! Accepting on the ring: one submission that goes on accepting, or a few at a time where their number matters.
+//! Accepting on the ring: one submission that goes on accepting, or a few at a time where their number
+//! matters.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,8 +18,8 @@ use crate::engines::AcceptError;
 use super::operation::{Key, Mark, Operation};
 use super::ring::Ring;
 
-/// Below so much room for connections a multishot accept is not used, for it cannot be told when to stop: until it is
-/// cancelled it takes all that wait, and that can be as many as net.core.somaxconn.
+/// Below so much room for connections a multishot accept is not used, for it cannot be told when to stop:
+/// until it is cancelled it takes all that wait, and that can be as many as net.core.somaxconn.
 const MULTISHOT_ROOM: usize = 4096;
 /// Accepts in flight where each takes one client.
 const ONE_SHOTS: usize = 16;
@@ -126,7 +127,8 @@ impl Acceptor {
                     return if multishot { Ok(()) } else { self.cancel(ring) };
                 }
                 if multishot {
-                    // One-shots in flight are left to complete; the last of them makes place for the multishot.
+                    // One-shots in flight are left to complete; the last of them makes place for the
+                    // multishot.
                     if self.in_flight > 0 {
                         return Ok(());
                     }
@@ -145,7 +147,8 @@ impl Acceptor {
         }
     }
 
-    /// An accept is done, `more` telling that it goes on. Returns the descriptor and, if wanted, the client's address.
+    /// An accept is done, `more` telling that it goes on. Returns the descriptor and, if wanted, the client's
+    /// address.
     ///
     /// # Errors
     /// The listener is broken.
@@ -197,7 +200,8 @@ impl Acceptor {
             .file_index(Some(DestinationSlot::auto_target()))
             .build()
             .user_data(mark(number));
-        // SAFETY: the address is boxed and untouched while `in_flight` is set; `run` leaks it if that never ends.
+        // SAFETY: the address is boxed and untouched while `in_flight` is set; `run` leaks it if that never
+        // ends.
         unsafe { ring.push(&entry) }
     }
 

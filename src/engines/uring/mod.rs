@@ -1,21 +1,22 @@
 //! Completion: what is wanted is submitted to the kernel, and the kernel says when it is done.
 //!
-//! **How it waits.** All other engines ask *when* they may do something and then do it. This one asks for the thing
-//! itself: accept a client, receive from this one, open that file, read it, send this, close that. The requests stand
-//! in a queue in memory shared with the kernel; one `io_uring_enter` hands over all that have gathered and sleeps
-//! until something is done; the results stand in a second queue. A whole turn of the loop, for however many clients,
-//! is one system call.
+//! **How it waits.** All other engines ask *when* they may do something and then do it. This one asks for the
+//! thing itself: accept a client, receive from this one, open that file, read it, send this, close that. The
+//! requests stand in a queue in memory shared with the kernel; one `io_uring_enter` hands over all that have
+//! gathered and sleeps until something is done; the results stand in a second queue. A whole turn of the
+//! loop, for however many clients, is one system call.
 //!
-//! **What it costs.** The kernel works on our memory while we are away. So memory in flight must neither move nor
-//! change: a connection has at most one operation in flight that borrows its memory, and `turn` is only called when
-//! there is none. A slot is freed when its last completion is in.
+//! **What it costs.** The kernel works on our memory while we are away. So memory in flight must neither move
+//! nor change: a connection has at most one operation in flight that borrows its memory, and `turn` is only
+//! called when there is none. A slot is freed when its last completion is in.
 //!
-//! **What it gives.** Opening and reading files are operations like any other: a disk that takes its time holds up
-//! those who asked for that file, and nobody else. No readiness engine can say that of its own loop.
+//! **What it gives.** Opening and reading files are operations like any other: a disk that takes its time
+//! holds up those who asked for that file, and nobody else. No readiness engine can say that of its own loop.
 //!
-//! Receiving takes a buffer from a ring of buffers only when bytes have come ([`ring`]), so an idle client holds none.
-//! Sockets are *direct descriptors*: a slot in a table of this ring, with no file descriptor of the process, which
-//! saves the kernel a look-up for each operation. The slot's number is the connection's number here, too.
+//! Receiving takes a buffer from a ring of buffers only when bytes have come ([`ring`]), so an idle client
+//! holds none. Sockets are *direct descriptors*: a slot in a table of this ring, with no file descriptor of
+//! the process, which saves the kernel a look-up for each operation. The slot's number is the connection's
+//! number here, too.
 //!
 //! **Where it breaks.** Linux before 6.1, and wherever io_uring is forbidden ([`probe`] finds that out).
 #![allow(unsafe_code)]
@@ -111,8 +112,8 @@ fn run(seat: &mut Seat) -> io::Result<()> {
     };
     let result = turn.run();
     if turn.connections > 0 {
-        // Cut short, with operations in flight. The kernel ends them some time after the ring is closed, so the memory
-        // it works on must stay where it is: it is given up instead of freed.
+        // Cut short, with operations in flight. The kernel ends them some time after the ring is closed, so
+        // the memory it works on must stay where it is: it is given up instead of freed.
         let Loop { ring, slots, acceptor, .. } = turn;
         std::mem::forget((ring, slots, acceptor));
     }
@@ -237,8 +238,8 @@ impl Loop<'_> {
             Operation::FileSend => self.file_sent(key, result),
             // It was waited for in vain.
             Operation::Writable if late => self.carry_out(key, Want::Close),
-            // A client that has ended its own side and yet does not read: the ring's poll always tells of the first and
-            // so cannot be used to wait for the second.
+            // A client that has ended its own side and yet does not read: the ring's poll always tells of the
+            // first and so cannot be used to wait for the second.
             Operation::Writable if result == libc::EPOLLRDHUP => {
                 slot.task = Task::SendPaused;
                 if self.paused.is_empty() {
@@ -313,10 +314,11 @@ impl Loop<'_> {
         debug_assert_eq!(slot.in_flight, None);
         slot.in_flight = Some(operation);
         let entry = entry.user_data(Mark { operation, key }.into());
-        // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap and thus in
-        // place. Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
-        // next step only come with the completion, and a slot is only freed by the completion of its close, when nothing
-        // of it is in flight. If the loop ends before that, `run` leaks them. Receive buffers belong to the ring.
+        // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
+        // and thus in place. Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
+        // next step only come with the completion, and a slot is only freed by the completion of its close,
+        // when nothing of it is in flight. If the loop ends before that, `run` leaks them. Receive buffers
+        // belong to the ring.
         unsafe { self.ring.push(&entry) }
     }
 
@@ -405,8 +407,8 @@ impl Loop<'_> {
         self.carry_out(key, want)
     }
 
-    /// A span of a file is in its buffer: sends as much of it as the socket takes at once. What it does not take is
-    /// read again later, from the page cache, so that no slow client holds a buffer.
+    /// A span of a file is in its buffer: sends as much of it as the socket takes at once. What it does not
+    /// take is read again later, from the page cache, so that no slow client holds a buffer.
     fn file_read(&mut self, key: Key, result: i32) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let Task::File(buffer, filled) = &mut slot.task else { unreachable!("a file is read into a buffer") };
@@ -604,8 +606,8 @@ impl Loop<'_> {
         self.acceptor.arm(&mut self.ring, &self.seat.listener, room)
     }
 
-    /// Who waits in the backlog already has a connection as far as he can tell, and is served. Then the listener ends.
-    /// This is the one place with an accept(2): the ring's own would wait for more to come.
+    /// Who waits in the backlog already has a connection as far as he can tell, and is served. Then the
+    /// listener ends. This is the one place with an accept(2): the ring's own would wait for more to come.
     fn empty_backlog(&mut self) -> io::Result<()> {
         self.seat.listener.set_nonblocking(true)?;
         while let Ok((stream, address)) = self.seat.listener.accept() {
@@ -656,8 +658,8 @@ fn slot(slots: &mut [Option<Box<Slot>>], key: Key) -> &mut Slot {
     live(slots, key).expect("a slot is freed when its last completion is in")
 }
 
-/// Of every send. None waits inside the kernel: to a client that has ended its own side it would spin there, and then
-/// tie up a kernel thread.
+/// Of every send. None waits inside the kernel: to a client that has ended its own side it would spin there,
+/// and then tie up a kernel thread.
 fn send_flags(more: bool) -> i32 {
     libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 }
 }

@@ -1,5 +1,5 @@
-//! Whether this kernel lets the engine run: every operation it relies on is done once, on a small ring. And if not,
-//! why, as far as a process can find out, and what would allow it.
+//! Whether this kernel lets the engine run: every operation it relies on is done once, on a small ring. And
+//! if not, why, as far as a process can find out, and what would allow it.
 #![allow(unsafe_code)]
 
 use std::fs;

@@ -61,8 +61,8 @@ impl Ring {
         let refused = |step| move |error| Refused { step, error };
         let build = |no_sqarray: bool| {
             let mut builder = IoUring::builder();
-            // One thread submits and reaps. Completions are worked off when it asks for them, not by interrupting
-            // it: the one set of flags that measurably pays. Linux 6.1.
+            // One thread submits and reaps. Completions are worked off when it asks for them, not by
+            // interrupting it: the one set of flags that measurably pays. Linux 6.1.
             builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
             builder.setup_cqsize(size.completions);
             if no_sqarray {
@@ -78,7 +78,8 @@ impl Ring {
         let uring = uring.map_err(refused("io_uring_setup"))?;
         uring.submitter().register_files_sparse(size.files).map_err(refused("IORING_REGISTER_FILES2"))?;
         let buffers = Buffers::new(size.buffers, size.buffer_size);
-        // SAFETY: the entries are `size.buffers` long, page-aligned, and live as long as the ring: both are fields of
+        // SAFETY: the entries are `size.buffers` long, page-aligned, and live as long as the ring: both are
+        // fields of
         // `Ring`, and the ring is dropped first.
         unsafe {
             let entries = buffers.entries.as_ptr() as u64;
@@ -91,8 +92,8 @@ impl Ring {
     /// Queues an operation; submits what is queued if there is no room.
     ///
     /// # Safety
-    /// Whatever memory the entry points to must stay valid and in place, and must not be touched otherwise, until its
-    /// completion has been reaped.
+    /// Whatever memory the entry points to must stay valid and in place, and must not be touched otherwise,
+    /// until its completion has been reaped.
     pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: the caller's promise is the one `push` asks for.
@@ -107,7 +108,8 @@ impl Ring {
         }
     }
 
-    /// Submits what is queued, then waits for a completion, or until the time is over. Takes all completions out.
+    /// Submits what is queued, then waits for a completion, or until the time is over. Takes all completions
+    /// out.
     pub fn wait(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
         let result = match timeout {
             None => self.uring.submit_and_wait(1),
@@ -146,7 +148,8 @@ impl Ring {
     }
 }
 
-/// Receive buffers and the ring of entries through which the kernel is given them (io_uring_register_buf_ring(3)).
+/// Receive buffers and the ring of entries through which the kernel is given them
+/// (io_uring_register_buf_ring(3)).
 struct Buffers {
     entries: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
@@ -169,17 +172,17 @@ impl Buffers {
 
     fn slice(&self, id: u16, len: usize) -> &[u8] {
         assert!(id < self.count && len <= self.size as usize);
-        // SAFETY: within the allocation by the assertion. The kernel has named this buffer in a completion, so it
-        // does not write there until it is provided again, for which `self` is borrowed mutably.
+        // SAFETY: within the allocation by the assertion. The kernel has named this buffer in a completion,
+        // so it does not write there until it is provided again, for which `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(id as usize * self.size as usize), len) }
     }
 
     fn provide(&mut self, id: u16) {
         assert!(id < self.count);
         let place = self.tail & (self.count - 1);
-        // SAFETY: `place` is below `count` and `id` too, so both pointers stay within their allocations. The kernel
-        // reads an entry only behind the tail's release store below. The tail lies in the first entry's reserved
-        // field, which `set_*` do not write.
+        // SAFETY: `place` is below `count` and `id` too, so both pointers stay within their allocations. The
+        // kernel reads an entry only behind the tail's release store below. The tail lies in the first
+        // entry's reserved field, which `set_*` do not write.
         unsafe {
             let entry = &mut *self.entries.as_ptr().add(place as usize);
             entry.set_addr(self.memory.as_ptr().add(id as usize * self.size as usize) as u64);
@@ -203,8 +206,8 @@ impl Buffers {
 impl Drop for Buffers {
     fn drop(&mut self) {
         fence(Ordering::SeqCst);
-        // SAFETY: allocated in `new` with these layouts. The ring was dropped before, and `Engine::run` only drops it
-        // when no operation is in flight (else it leaks both, see there).
+        // SAFETY: allocated in `new` with these layouts. The ring was dropped before, and `Engine::run` only
+        // drops it when no operation is in flight (else it leaks both, see there).
         unsafe {
             dealloc(self.entries.as_ptr().cast(), Buffers::entries_layout(self.count));
             dealloc(self.memory.as_ptr(), Buffers::memory_layout(self.count, self.size));

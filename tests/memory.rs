@@ -1,0 +1,331 @@
+//! An engine in memory, with a seed: bytes come in pieces, sends are short, loads are late. Whatever happens
+//! on the way, the bytes that come out must be those of a smooth exchange.
+
+use std::fs::{self, File};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, openat2};
+use tempfile::TempDir;
+
+use ringserve::clock::{Clock, Tick};
+use ringserve::content::cache::Budget;
+use ringserve::content::site::Rules;
+use ringserve::content::{Load, Site, Step};
+use ringserve::http::connection::Limits;
+use ringserve::http::{Chunk, Connection, Outbox};
+use ringserve::serve::{Want, Worker};
+
+/// A small generator of numbers that only need to look random (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n.max(1)
+    }
+}
+
+/// How the engine behaves.
+enum Manner<'a> {
+    /// Everything at once.
+    Smooth,
+    /// Short reads, short sends.
+    Rough(&'a mut Random),
+}
+
+impl Manner<'_> {
+    /// Of so many, how many are done this time: at least one.
+    fn share(&mut self, of: usize) -> usize {
+        match self {
+            Manner::Smooth => of,
+            Manner::Rough(random) => 1 + random.below(of),
+        }
+    }
+}
+
+/// One connection, driven step by step.
+struct Client {
+    conn: Connection,
+    outbox: Outbox,
+    want: Option<Want>,
+    input: Vec<Vec<u8>>,
+    output: Vec<u8>,
+    /// No more is to be done.
+    over: bool,
+}
+
+impl Client {
+    fn new(worker: &mut Worker, input: Vec<Vec<u8>>) -> Client {
+        let mut conn = Connection::new(None);
+        let want = worker.accepted(&mut conn);
+        Client { conn, outbox: Outbox::default(), want: Some(want), input, output: Vec::new(), over: false }
+    }
+
+    /// Does one thing that the connection wants, or part of it.
+    fn step(&mut self, worker: &mut Worker, manner: &mut Manner) {
+        let Client { conn, outbox, .. } = self;
+        let want = match self.want.take().expect("set by the step before") {
+            Want::Read if self.input.is_empty() => worker.ended(conn, outbox),
+            Want::Read => worker.turn(conn, &self.input.remove(0), outbox),
+            Want::Send { then_close } => match send(outbox, &mut self.output, manner) {
+                true if then_close => Want::Close,
+                true => worker.turn(conn, &[], outbox),
+                false => {
+                    worker.progressed(conn);
+                    Want::Send { then_close }
+                }
+            },
+            Want::Load(mut load) => match advance(&mut load, manner) {
+                true => worker.loaded(conn, load.finish(), outbox),
+                false => Want::Load(load),
+            },
+            Want::Shutdown => Want::Read,
+            Want::Close => {
+                self.over = true;
+                return;
+            }
+        };
+        self.want = Some(want);
+    }
+}
+
+/// Sends a piece of what stands in front; `true` if that was all.
+fn send(outbox: &mut Outbox, output: &mut Vec<u8>, manner: &mut Manner) -> bool {
+    let mut slices = [IoSlice::new(&[]); 3];
+    let sent = match outbox.front(&mut slices) {
+        Chunk::Empty => return true,
+        Chunk::Memory { slices: count, .. } => {
+            let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
+            let n = manner.share(bytes.len());
+            output.extend_from_slice(&bytes[..n]);
+            n
+        }
+        Chunk::File { file, at, len } => {
+            let mut bytes = vec![0; manner.share(len as usize)];
+            let file = File::from(file.try_clone_to_owned().unwrap());
+            file.read_exact_at(&mut bytes, at).unwrap();
+            output.extend_from_slice(&bytes);
+            bytes.len()
+        }
+    };
+    outbox.sent(sent as u64);
+    outbox.is_empty()
+}
+
+/// Does one step of a load; `true` if there is none left.
+fn advance(load: &mut Load, manner: &mut Manner) -> bool {
+    match load.next() {
+        Step::Open { root, path, flags, resolve } => {
+            let opened = openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from);
+            load.opened(opened);
+        }
+        Step::Read { file, buffer, at } => {
+            let n = manner.share(buffer.len());
+            let result = rustix::io::pread(file, &mut buffer[..n], at).map_err(io::Error::from);
+            load.read(result);
+        }
+        Step::Done => return true,
+    }
+    false
+}
+
+struct Fixture {
+    folder: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+        write("index.html", b"<p>index\n");
+        write("a.txt", b"alpha\n");
+        write("page.html", &b"page ".repeat(50));
+        write("page.html.gz", &b"zip".repeat(20));
+        write("middle.bin", &(0..40_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+        write("large.bin", &(0..70_000u32).flat_map(u32::to_be_bytes).collect::<Vec<_>>());
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        write("sub/index.html", b"sub\n");
+        Fixture { folder }
+    }
+
+    /// A worker whose clock stands still. Files above 200,000 bytes are served from descriptors.
+    fn worker(&self) -> Worker {
+        let rules = Rules { cache_file_max: 200_000, ..Rules::default() };
+        let site = Arc::new(Site::open(self.folder.path(), rules).unwrap());
+        let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(1) };
+        let mut worker = Worker::new(site, budget, Limits::default(), None);
+        worker.clock = Clock::at(Tick::from_number(1000), 1_800_000_000);
+        worker
+    }
+
+    fn exchange(&self, pieces: Vec<Vec<u8>>, manner: &mut Manner) -> Vec<u8> {
+        let mut worker = self.worker();
+        let mut client = Client::new(&mut worker, pieces);
+        while !client.over {
+            client.step(&mut worker, manner);
+        }
+        client.output
+    }
+}
+
+fn get(target: &str, fields: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: h\r\n{fields}\r\n")
+}
+
+/// Exchanges with the statuses they must give.
+fn cases() -> Vec<(String, Vec<u16>)> {
+    let a = get("/a.txt", "");
+    vec![
+        (a.clone(), vec![200]),
+        (format!("\r\n{a}\r\n{a}"), vec![200, 200]),
+        (a.replace("HTTP/1.1", "HTTP/1.3").repeat(2), vec![200, 200]),
+        (get("/page.html", "Accept-Encoding: gzip\r\n") + &get("/page.html", ""), vec![200, 200]),
+        (get("/", "") + &get("/sub", "") + &get("/sub/", "") + &get("/x", ""), vec![200, 301, 200, 404]),
+        (get("/middle.bin", "") + &get("/large.bin", "") + &a, vec![200, 200, 200]),
+        (get("/large.bin", "Range: bytes=1000-1999\r\n") + &a, vec![206, 200]),
+        (get("/large.bin", "Range: bytes=0-3,70000-70003,-1\r\n") + &a, vec![206, 200]),
+        (get("/a.txt", "Range: bytes=9-\r\n") + &get("/a.txt", "If-Match: \"x\"\r\n"), vec![416, 412]),
+        (get("/a.txt", "If-None-Match: *\r\n") + &a, vec![304, 200]),
+        ("HEAD /large.bin HTTP/1.1\r\nHost: h\r\n\r\n".to_owned() + &a, vec![200, 200]),
+        ("POST /a.txt HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello".to_owned() + &a, vec![405, 200]),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()
+                + "5;x\r\nhello\r\n0\r\nT: v\r\n\r\n"
+                + &a,
+            vec![405, 200],
+        ),
+        ("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n".to_owned() + &get("/%zz", ""), vec![204, 400]),
+        (a.clone() + &get("/a.txt", "Connection: close\r\n") + &a, vec![200, 200]),
+        (a.clone() + "GARBAGE\x01\r\n\r\n" + &a, vec![200, 400]),
+        (a.clone() + "GET /a.t", vec![200, 400]),
+        (get("/a.txt", "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n") + &a, vec![400]),
+    ]
+}
+
+fn statuses(output: &[u8]) -> Vec<u16> {
+    let text = String::from_utf8_lossy(output);
+    text.match_indices("HTTP/1.1 ")
+        .map(|(at, start)| text[at + start.len()..][..3].parse().unwrap())
+        .collect()
+}
+
+/// Compares two outputs; shows them as text where they differ, as far as they are short.
+fn assert_same(output: &[u8], wanted: &[u8], case: &str) {
+    let show = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(3000)]).into_owned();
+    assert!(output == wanted, "{case}\n--- got\n{}\n--- wanted\n{}", show(output), show(wanted));
+}
+
+#[test]
+fn every_case_cut_at_every_byte_gives_the_same_bytes() {
+    let fixture = Fixture::new();
+    for (request, wanted) in cases() {
+        let bytes = request.as_bytes();
+        let whole = fixture.exchange(vec![bytes.to_vec()], &mut Manner::Smooth);
+        assert_eq!(statuses(&whole), wanted, "{request}");
+        for cut in 1..bytes.len() {
+            let pieces = vec![bytes[..cut].to_vec(), bytes[cut..].to_vec()];
+            let output = fixture.exchange(pieces, &mut Manner::Smooth);
+            assert_same(&output, &whole, &format!("cut at {cut}: {request}"));
+        }
+        let single = bytes.iter().map(|&byte| vec![byte]).collect();
+        assert_same(
+            &fixture.exchange(single, &mut Manner::Smooth),
+            &whole,
+            &format!("byte by byte: {request}"),
+        );
+    }
+}
+
+#[test]
+fn short_reads_and_short_sends_give_the_same_bytes() {
+    let fixture = Fixture::new();
+    for (request, _) in cases() {
+        let whole = fixture.exchange(vec![request.clone().into_bytes()], &mut Manner::Smooth);
+        for seed in 1..8 {
+            let mut random = Random(seed);
+            let output =
+                fixture.exchange(vec![request.clone().into_bytes()], &mut Manner::Rough(&mut random));
+            assert_same(&output, &whole, &format!("seed {seed}: {request}"));
+        }
+    }
+}
+
+/// Many connections of one worker in random order, so that loads of one come in between those of others.
+#[test]
+fn connections_do_not_mix_whoever_comes_first() {
+    let fixture = Fixture::new();
+    for seed in 1..20 {
+        let mut random = Random(seed);
+        let mut worker = fixture.worker();
+        let mut clients = Vec::new();
+        for (request, _) in cases() {
+            let whole = fixture.exchange(vec![request.clone().into_bytes()], &mut Manner::Smooth);
+            let cut = random.below(request.len());
+            let pieces = vec![request.as_bytes()[..cut].to_vec(), request.as_bytes()[cut..].to_vec()];
+            let pieces = pieces.into_iter().filter(|piece| !piece.is_empty()).collect();
+            clients.push((Client::new(&mut worker, pieces), whole, request));
+        }
+        while !clients.is_empty() {
+            let at = random.below(clients.len());
+            clients[at].0.step(&mut worker, &mut Manner::Rough(&mut random));
+            if clients[at].0.over {
+                let (client, whole, request) = clients.swap_remove(at);
+                assert_same(&client.output, &whole, &format!("seed {seed}: {request}"));
+            }
+        }
+    }
+}
+
+/// A client that pipelines and reads nothing makes the worker stop reading, not its memory grow.
+#[test]
+fn who_does_not_read_is_not_read_from() {
+    let fixture = Fixture::new();
+    let mut worker = fixture.worker();
+    let mut client = Client::new(&mut worker, vec![get("/middle.bin", "").repeat(1000).into_bytes()]);
+    while !matches!(client.want, Some(Want::Send { .. })) {
+        client.step(&mut worker, &mut Manner::Smooth);
+    }
+    // One body is lent to all answers; what is queued of them is bounded.
+    assert_eq!(worker.site().ledger().alive(), 160_000);
+    let mut queued = 0;
+    while !client.outbox.is_empty() {
+        let mut slices = [IoSlice::new(&[]); 1];
+        match client.outbox.front(&mut slices) {
+            Chunk::Memory { .. } => queued += slices[0].len(),
+            other => panic!("{other:?}"),
+        }
+        let n = slices[0].len() as u64;
+        client.outbox.sent(n);
+    }
+    assert!(queued < 50 * 160_400, "{queued} bytes queued");
+}
+
+/// Descriptors that a test holds must be those of the files, not of something else.
+#[test]
+fn a_replaced_file_is_never_mixed_with_its_successor() {
+    let fixture = Fixture::new();
+    let mut worker = fixture.worker();
+    let mut client = Client::new(&mut worker, vec![get("/large.bin", "").into_bytes()]);
+    let mut random = Random(7);
+    while client.output.len() < 1000 {
+        client.step(&mut worker, &mut Manner::Rough(&mut random));
+    }
+    let path = fixture.folder.path().join("large.bin");
+    let old = fs::read(&path).unwrap();
+    let successor: OwnedFd = {
+        fs::write(fixture.folder.path().join("new"), vec![b'n'; 280_000]).unwrap();
+        fs::rename(fixture.folder.path().join("new"), &path).unwrap();
+        File::open(&path).unwrap().into()
+    };
+    assert_eq!(rustix::fs::fstat(successor.as_fd()).unwrap().st_size, 280_000);
+    while !client.over {
+        client.step(&mut worker, &mut Manner::Smooth);
+    }
+    assert!(client.output.ends_with(&old));
+}
