@@ -218,8 +218,10 @@ fn parse_from(
         && matches.value_source("port") == Some(ValueSource::DefaultValue)
     {
         args.port = port.to_str().and_then(|port| port.parse().ok()).ok_or_else(|| {
-            let message =
-                format!("invalid value {port:?} in the environment variable PORT: not a port number");
+            let message = format!(
+                "invalid value '{port}' in the environment variable PORT: not a port number",
+                port = port.display()
+            );
             usage(ErrorKind::ValueValidation, &message)
         })?;
     }

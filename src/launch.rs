@@ -32,8 +32,9 @@ const CACHE_SIZE: u64 = 256 << 20;
 pub fn run(mut options: Options) -> Result<(), String> {
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
     options.rules.memory_max = cache_size.saturating_mul(2);
-    let site = Site::open(&options.root, options.rules.clone())
-        .map_err(|error| format!("cannot serve {:?}: {error}; give an existing folder", options.root))?;
+    let site = Site::open(&options.root, options.rules.clone()).map_err(|error| {
+        format!("cannot serve {}: {error}; give an existing folder", options.root.display())
+    })?;
     let descriptors = Descriptors::raise();
 
     let (events, inbox) = channel();

@@ -188,13 +188,11 @@ impl Worker {
         let mut partial = false;
         let mut load = None;
         while conn.ending() == Ending::Not {
-            match conn.pass_body(&bytes[at..]) {
-                Ok(passed) => at += passed,
-                Err(_) => {
-                    conn.end(Ending::Linger);
-                    break;
-                }
-            }
+            let Ok(passed) = conn.pass_body(&bytes[at..]) else {
+                conn.end(Ending::Linger);
+                break;
+            };
+            at += passed;
             // An empty line before a request is passed over (RFC 9112 section 2.2).
             while !conn.in_body() && bytes[at..].starts_with(b"\r\n") {
                 at += 2;

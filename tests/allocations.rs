@@ -1,20 +1,13 @@
 //! A request that hits the cache allocates nothing. This counts.
 #![allow(unsafe_code)]
 
+#[path = "../benches/support/mod.rs"]
+mod support;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::IoSlice;
-use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::fs::{Mode, openat2};
-
-use ringserve::content::cache::Budget;
-use ringserve::content::site::Rules;
-use ringserve::content::{Load, Loaded, Site, Step};
-use ringserve::http::connection::Limits;
-use ringserve::http::{Chunk, Connection, Outbox};
-use ringserve::serve::{Want, Worker};
+use support::Exchange;
 
 struct Counting;
 
@@ -39,50 +32,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-fn load(mut load: Load) -> Loaded {
-    loop {
-        match load.next() {
-            Step::Open { root, path, flags, resolve } => {
-                let opened = openat2(root, path, flags, Mode::empty(), resolve);
-                load.opened(opened.map_err(Into::into));
-            }
-            Step::Read { file, buffer, at } => {
-                let result = rustix::io::pread(file, buffer, at);
-                load.read(result.map_err(Into::into));
-            }
-            Step::Done => return load.finish(),
-        }
-    }
-}
-
-/// Answers, "sends", and comes back to wanting to read.
-fn exchange(worker: &mut Worker, conn: &mut Connection, outbox: &mut Outbox, request: &[u8]) -> usize {
-    let mut sent = 0;
-    let mut want = worker.turn(conn, request, outbox);
-    loop {
-        want = match want {
-            Want::Send { .. } => {
-                while !outbox.is_empty() {
-                    let mut slices = [IoSlice::new(&[]); 4];
-                    let n = match outbox.front(&mut slices) {
-                        Chunk::Memory { slices: count, .. } => {
-                            slices[..count].iter().map(|slice| slice.len()).sum()
-                        }
-                        Chunk::File { len, .. } => len as usize,
-                        Chunk::Empty => 0,
-                    };
-                    outbox.sent(n as u64);
-                    sent += n;
-                }
-                worker.turn(conn, &[], outbox)
-            }
-            Want::Load(wanted) => worker.loaded(conn, load(*wanted), outbox),
-            Want::Read => return sent,
-            other => panic!("{other:?}"),
-        };
-    }
-}
-
 #[test]
 fn a_cached_hit_allocates_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -90,12 +39,7 @@ fn a_cached_hit_allocates_nothing() {
     std::fs::write(folder.path().join("b.bin"), vec![b'b'; 100_000]).unwrap();
     std::fs::write(folder.path().join("c.html"), "c").unwrap();
     std::fs::write(folder.path().join("c.html.gz"), "gz").unwrap();
-    let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
-    let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(3600) };
-    let mut worker = Worker::new(site, budget, Limits::default(), None);
-    let mut conn = Connection::new(None);
-    let mut outbox = Outbox::default();
-    worker.accepted(&mut conn);
+    let mut exchange = Exchange::new(folder.path());
 
     let plain = "GET /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let browser = "GET /c.html?v=1 HTTP/1.1\r\nHost: localhost:8080\r\n\
@@ -118,11 +62,11 @@ fn a_cached_hit_allocates_nothing() {
     ] {
         // The first rounds load and let buffers grow.
         for _ in 0..3 {
-            assert!(exchange(&mut worker, &mut conn, &mut outbox, request.as_bytes()) > 0);
+            assert!(exchange.run(request.as_bytes()) > 0);
         }
         let before = ALLOCATIONS.with(Cell::get);
         for _ in 0..100 {
-            exchange(&mut worker, &mut conn, &mut outbox, request.as_bytes());
+            exchange.run(request.as_bytes());
         }
         assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "allocations in 100 times: {name}");
     }

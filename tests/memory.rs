@@ -81,10 +81,13 @@ impl Client {
                     Want::Send { then_close }
                 }
             },
-            Want::Load(mut load) => match advance(&mut load, manner) {
-                true => worker.loaded(conn, load.finish(), outbox),
-                false => Want::Load(load),
-            },
+            Want::Load(mut load) => {
+                if advance(&mut load, manner) {
+                    worker.loaded(conn, load.finish(), outbox)
+                } else {
+                    Want::Load(load)
+                }
+            }
             Want::Shutdown => Want::Read,
             Want::Close => {
                 self.over = true;

@@ -167,6 +167,7 @@ impl Load {
     }
 
     /// The operation to do now.
+    #[expect(clippy::should_implement_trait, reason = "it lends what it yields, which no iterator can")]
     pub fn next(&mut self) -> Step<'_> {
         match &mut self.state {
             State::Opening { name, target: None, .. }

@@ -63,7 +63,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
 fn accept_one(seat: &mut Seat, desk: &mut Desk) -> io::Result<bool> {
     match accept(&seat.listener) {
         Ok(stream) => {
-            serve(seat, stream, desk)?;
+            serve(seat, stream, desk);
             Ok(true)
         }
         Err(error) => match AcceptError::of(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)) {
@@ -85,7 +85,7 @@ fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) -> io::Result<()> {
+fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) {
     let worker = &mut seat.worker;
     let peer = if worker.wants_peers() { stream.peer_addr().ok().map(|peer| peer.ip()) } else { None };
     worker.clock.read();
@@ -104,5 +104,4 @@ fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) -> io::Result<()> 
             session.late(worker);
         }
     }
-    Ok(())
 }

@@ -121,7 +121,9 @@ mod tests {
 
     fn chosen(field: &str, available: &[Coding]) -> &'static str {
         let mut set = Codings::default();
-        available.iter().for_each(|&coding| set.insert(coding));
+        for &coding in available {
+            set.insert(coding);
+        }
         let lines: Vec<&[u8]> = field.split('\n').map(str::as_bytes).collect();
         choose(lines.iter().copied(), set).map_or("identity", Coding::name)
     }

@@ -523,7 +523,7 @@ mod tests {
 
     #[test]
     fn too_many_fields_are_refused() {
-        let lines: String = (0..FIELDS_MAX).map(|n| format!("X-{n}: v\r\n")).collect();
+        let lines = "X: v\r\n".repeat(FIELDS_MAX);
         assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n")), Status::FieldsTooLarge);
     }
 
@@ -531,7 +531,7 @@ mod tests {
         /// No bytes whatever make the parser panic, and what it takes for a head lies within them.
         #[test]
         fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(Some(request)) = super::head(&bytes, &mut fields()) {
+            if let Ok(Some(request)) = head(&bytes, &mut fields()) {
                 prop_assert!(request.length <= bytes.len());
             }
         }

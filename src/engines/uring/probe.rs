@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{opcode, squeue};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::engines::Refusal;
 
@@ -25,14 +26,16 @@ pub fn available() -> Result<(), Refusal> {
     try_all().map_err(|refused| explain(&refused))
 }
 
+/// Names of the sockets that this process has tried it on.
+static TRIALS: AtomicU32 = AtomicU32::new(0);
+
 fn try_all() -> Result<(), Refused> {
     let mut probe = Probe {
         ring: Ring::new(Size { submissions: 8, completions: 16, files: 4, buffers: 2, buffer_size: 64 })?,
     };
     let ours = |step| move |error| Refused { step, error };
     // A connection of our own, on a name in the abstract namespace, which leaves nothing behind.
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("ringserve-probe-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = format!("ringserve-probe-{}-{}", std::process::id(), TRIALS.fetch_add(1, Ordering::Relaxed));
     let address = SocketAddr::from_abstract_name(name).map_err(ours("a socket to try it on"))?;
     let listener = UnixListener::bind_addr(&address).map_err(ours("a socket to try it on"))?;
     let mut client = UnixStream::connect_addr(&address).map_err(ours("a socket to try it on"))?;
@@ -59,7 +62,10 @@ fn try_all() -> Result<(), Refused> {
     let directory = probe.try_one("an openat2", &open)?;
     // SAFETY: the ring has opened it just now.
     drop(unsafe { OwnedFd::from_raw_fd(directory) });
-    let file = fs::File::open("/proc/self/status").map_err(ours("a file to try it on"))?;
+    // A file in memory: in a container there may be no other that is sure to exist.
+    let file = memfd_create("ringserve-probe", MemfdFlags::CLOEXEC)
+        .map_err(|errno| ours("a file to try it on")(errno.into()))?;
+    rustix::io::write(&file, b"z").map_err(|errno| ours("a file to try it on")(errno.into()))?;
     let read = opcode::Read::new(Fd(file.as_raw_fd()), byte, 1).offset(0).build();
     probe.try_one("a read", &read)?;
     // SAFETY: it came from a box, and nothing that points to it is in flight.
