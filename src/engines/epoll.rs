@@ -200,7 +200,14 @@ impl Loop<'_> {
     }
 
     fn open(&mut self, socket: OwnedFd, peer: Option<IpAddr>) {
-        let session = Session::new(socket, Connection::new(peer), &mut self.seat.worker);
+        let worker = &mut self.seat.worker;
+        let mut session = Session::new(socket, Connection::new(peer), worker);
+        // Most clients have sent their request by now. Who asks for one thing only is served and gone before he was
+        // ever registered.
+        let wait = session.advance(worker, &mut self.desk);
+        if wait == Wait::Over {
+            return;
+        }
         self.next_generation = self.next_generation.wrapping_add(1);
         let generation = self.next_generation;
         let index = self.slots.insert(Slot { session, generation, entered: Tick::NEVER });
@@ -211,6 +218,9 @@ impl Loop<'_> {
             // No memory to watch it: it cannot be served.
             self.slots.remove(index);
             return;
+        }
+        if wait == Wait::Turn {
+            self.waiting.push_back(key);
         }
         self.deadlines.cover(key, slot.session.deadline(), &mut slot.entered);
     }

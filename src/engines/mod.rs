@@ -17,6 +17,7 @@ use crate::shutdown::Shutdown;
 
 mod blocking;
 mod epoll;
+mod resident;
 mod session;
 pub mod uring;
 

@@ -8,7 +8,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, openat2, sendfile};
+use rustix::fs::{Mode, fstat, openat2, sendfile};
 use rustix::io::{Errno, pread};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
 
@@ -179,9 +179,11 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
     let mut progress = false;
     loop {
         let mut slices = [IoSlice::new(&[]); SLICES];
+        let shown;
         let result = match outbox.front(&mut slices) {
             Chunk::Empty => return Sent::All,
             Chunk::Memory { slices: count, more } => {
+                shown = slices[..count].iter().map(|slice| slice.len()).sum();
                 let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
                 match &slices[..count] {
                     [one] => send(socket, one, flags),
@@ -191,10 +193,9 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
             Chunk::File { .. } if *file_share == 0 => return Sent::Some(Wait::Turn),
             Chunk::File { file, at, len } => {
                 let mut offset = at;
-                let share = usize::try_from(len).unwrap_or(usize::MAX).min(*file_share);
-                match sendfile(socket, file, Some(&mut offset), share) {
-                    // The file has become shorter than was promised.
-                    Ok(0) => return Sent::Failed,
+                shown = usize::try_from(len).unwrap_or(usize::MAX).min(*file_share);
+                match sendfile(socket, file, Some(&mut offset), shown) {
+                    Ok(n) if n < shown && is_shorter(file, at + len) => return Sent::Failed,
                     result => {
                         *file_share -= result.unwrap_or(0);
                         result
@@ -206,6 +207,10 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
             Ok(n) => {
                 outbox.sent(n as u64);
                 progress = true;
+                // Less than was shown: the socket is full, and another call would only say so.
+                if n < shown {
+                    return Sent::Some(Wait::Writable);
+                }
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if progress => return Sent::Some(Wait::Writable),
@@ -213,6 +218,11 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
             Err(_) => return Sent::Failed,
         }
     }
+}
+
+/// Whether a file has become shorter than was promised to a client.
+fn is_shorter(file: BorrowedFd, end: u64) -> bool {
+    fstat(file).map_or(true, |stat| u64::try_from(stat.st_size).unwrap_or(0) < end)
 }
 
 /// Does a load on this thread; a slow disk holds up everybody this thread serves.

@@ -34,6 +34,8 @@ use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{cqueue, opcode, squeue};
+use rustix::fs::sendfile;
+use rustix::io::Errno;
 
 use crate::clock::Tick;
 use crate::content::{Load, Step};
@@ -45,6 +47,7 @@ use crate::shutdown::Phase;
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
+use super::resident::is_resident;
 use super::{Capabilities, Engine, Seat, Threads};
 
 /// The table's row.
@@ -63,6 +66,8 @@ const BUFFERS: u16 = 256;
 const FILE_BUFFER: usize = 256 * 1024;
 /// Of these, a thread has at most so many. They are never held while a client is waited for.
 const FILE_BUFFERS_MAX: usize = 64;
+/// Bytes of a file that one sendfile(2) passes on before others have their turn.
+const SENDFILE_MAX: u64 = 2 << 20;
 /// Loads in flight at once; it bounds the memory of bodies that are being read.
 const LOADS_MAX: usize = 64;
 /// Slices of one message.
@@ -106,6 +111,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         loads_waiting: VecDeque::new(),
         file_buffers: FileBuffers::default(),
         spare: Vec::new(),
+        can_install: true,
         paused: Vec::new(),
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
@@ -133,6 +139,8 @@ struct Slot {
     late: bool,
     /// Nothing but a close is wanted behind the send in flight.
     then_close: bool,
+    /// The same socket as a descriptor of the process, while a large file is being sent.
+    installed: Option<OwnedFd>,
     task: Task,
 }
 
@@ -173,6 +181,8 @@ struct Loop<'a> {
     file_buffers: FileBuffers,
     /// Outboxes of connections that have nothing to send, so that idle ones hold no memory.
     spare: Vec<Outbox>,
+    /// Whether the kernel can install descriptors (Linux 6.8), as far as is known.
+    can_install: bool,
     /// Sends to be tried again, and when.
     paused: Vec<Key>,
     paused_until: Tick,
@@ -234,6 +244,7 @@ impl Loop<'_> {
         match operation {
             Operation::Receive => self.received(key, completion, late),
             Operation::Send => self.sent(key, result),
+            Operation::Install => self.installed(key, result),
             Operation::FileRead => self.file_read(key, result),
             Operation::FileSend => self.file_sent(key, result),
             // It was waited for in vain.
@@ -270,7 +281,8 @@ impl Loop<'_> {
         self.deadlines.cover(key, slot.conn.deadline(), &mut slot.entered);
         match want {
             Want::Read => {
-                // Idle, it holds no memory.
+                // Idle, it holds no memory and no descriptor.
+                slot.installed = None;
                 debug_assert!(slot.outbox.is_empty());
                 let outbox = std::mem::take(&mut slot.outbox);
                 if self.spare.len() < SPARE_MAX {
@@ -361,6 +373,19 @@ impl Loop<'_> {
                 slot.task = Task::Message { _in_flight: message };
                 (Operation::Send, entry.flags(send_flags(more) as u32).build())
             }
+            // What is in the page cache goes straight from there to the socket, without being copied.
+            Chunk::File { len, .. }
+                if len > FILE_BUFFER as u64 && self.can_install && slot.installed.is_none() =>
+            {
+                (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
+            }
+            Chunk::File { file, at, len }
+                if slot.installed.is_some()
+                    && !matches!(slot.task, Task::File(..))
+                    && is_resident(file, at, len.min(SENDFILE_MAX)) =>
+            {
+                return self.sendfile(key);
+            }
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
                     let Some(buffer) = self.file_buffers.take() else {
@@ -378,6 +403,53 @@ impl Loop<'_> {
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
         };
         self.submit(key, operation, entry)
+    }
+
+    fn installed(&mut self, key: Key, result: i32) -> io::Result<()> {
+        if result < 0 {
+            // Not known to this kernel, or no descriptor left: the file is read through the ring instead.
+            self.can_install &= matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
+            let slot = slot(&mut self.slots, key);
+            slot.task = self.file_buffers.take().map_or(Task::FileWaiting, |buffer| Task::File(buffer, 0));
+            if let Task::FileWaiting = slot.task {
+                self.file_buffers.waiting.push_back(key);
+                return Ok(());
+            }
+            return self.send(key);
+        }
+        // SAFETY: the ring has made it for us just now, and nobody else knows of it.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(result) };
+        // For sendfile(2) alone: the ring's own operations do not look at the flag of a direct descriptor.
+        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        slot(&mut self.slots, key).installed = Some(descriptor);
+        self.send(key)
+    }
+
+    /// Sends a span of a file that is in the page cache, as much as the socket takes. This does not wait for anything,
+    /// so it needs no submission; what waits, for more room in the socket, is.
+    fn sendfile(&mut self, key: Key) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let socket = slot.installed.as_ref().expect("the caller has looked");
+        let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])]) else {
+            unreachable!("the caller has looked")
+        };
+        let share = len.min(SENDFILE_MAX) as usize;
+        let mut offset = at;
+        match sendfile(socket, file, Some(&mut offset), share) {
+            // The file has become shorter than was promised.
+            Ok(0) => return self.carry_out(key, Want::Close),
+            Ok(n) => {
+                slot.outbox.sent(n as u64);
+                self.seat.worker.progressed(&mut slot.conn);
+                if slot.outbox.is_empty() {
+                    return self.go_on_sending(key);
+                }
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => return self.carry_out(key, Want::Close),
+        }
+        // Also where there is room left: others have their turn before the poll completes.
+        self.wait_until_writable(key)
     }
 
     fn sent(&mut self, key: Key, result: i32) -> io::Result<()> {
@@ -634,6 +706,7 @@ impl Loop<'_> {
             in_flight: None,
             late: false,
             then_close: false,
+            installed: None,
             task: Task::None,
         };
         let at = index as usize;

@@ -16,6 +16,8 @@ pub enum Operation {
     FileSend,
     /// Waiting until more of it fits.
     Writable,
+    /// Getting a descriptor of the process for a direct one, for sendfile(2).
+    Install,
     /// Opening a file for a load.
     Open,
     /// Reading it.
@@ -33,12 +35,13 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 12] = [
+    const ALL: [Operation; 13] = [
         Operation::Receive,
         Operation::Send,
         Operation::FileRead,
         Operation::FileSend,
         Operation::Writable,
+        Operation::Install,
         Operation::Open,
         Operation::Read,
         Operation::Shutdown,
