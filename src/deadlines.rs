@@ -7,8 +7,12 @@
 //! between two looks.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::clock::Tick;
+
+/// No entry stands longer than this, so that those of connections that have gone do not gather.
+const HORIZON: Duration = Duration::from_secs(15);
 
 /// The deadlines of the connections of one engine thread, by a key the engine chooses.
 #[derive(Debug)]
@@ -23,12 +27,12 @@ impl<K> Default for Deadlines<K> {
 }
 
 impl<K> Deadlines<K> {
-    /// Sees to it that a key comes up by its deadline. `entered` belongs to the key: when its live entry
-    /// comes up.
+    /// Sees to it that a key comes up by its deadline, or sooner. `entered` belongs to the key: when its live
+    /// entry comes up.
     #[inline]
-    pub fn cover(&mut self, key: K, deadline: Tick, entered: &mut Tick) {
-        if deadline < *entered {
-            let rounded = round_up(deadline);
+    pub fn cover(&mut self, key: K, deadline: Tick, now: Tick, entered: &mut Tick) {
+        if deadline < *entered && deadline != Tick::NEVER {
+            let rounded = round_up(deadline.min(now.after(HORIZON)));
             if rounded < *entered {
                 *entered = rounded;
                 self.by_tick.entry(rounded).or_default().push(key);
@@ -68,8 +72,8 @@ mod tests {
     fn a_deadline_that_moves_later_keeps_its_one_entry() {
         let mut wheel = Deadlines::default();
         let mut entered = Tick::NEVER;
-        wheel.cover('a', tick(100), &mut entered);
-        wheel.cover('a', tick(200), &mut entered);
+        wheel.cover('a', tick(100), tick(0), &mut entered);
+        wheel.cover('a', tick(200), tick(0), &mut entered);
         assert_eq!(entered, tick(100));
         assert_eq!(wheel.take_due(tick(99)), None);
         assert_eq!(wheel.take_due(tick(100)), Some((tick(100), vec!['a'])));
@@ -80,19 +84,27 @@ mod tests {
     fn a_deadline_that_moves_earlier_gets_a_second_entry_and_the_first_is_stale() {
         let mut wheel = Deadlines::default();
         let mut entered = Tick::NEVER;
-        wheel.cover('a', tick(600), &mut entered);
-        wheel.cover('a', tick(103), &mut entered);
+        wheel.cover('a', tick(140), tick(0), &mut entered);
+        wheel.cover('a', tick(103), tick(0), &mut entered);
         assert_eq!((entered, wheel.next()), (tick(105), Some(tick(105))));
         assert_eq!(wheel.take_due(tick(105)), Some((tick(105), vec!['a'])));
-        let (stale, _) = wheel.take_due(tick(600)).unwrap();
+        let (stale, _) = wheel.take_due(tick(140)).unwrap();
         assert_ne!(stale, entered);
+    }
+
+    #[test]
+    fn a_distant_deadline_comes_up_on_the_way() {
+        let mut wheel = Deadlines::default();
+        let mut entered = Tick::NEVER;
+        wheel.cover('a', tick(36_000), tick(0), &mut entered);
+        assert!(entered < tick(200));
     }
 
     #[test]
     fn never_is_never_entered() {
         let mut wheel = Deadlines::default();
         let mut entered = Tick::NEVER;
-        wheel.cover('a', Tick::NEVER, &mut entered);
+        wheel.cover('a', Tick::NEVER, tick(0), &mut entered);
         assert_eq!(wheel.next(), None);
     }
 }

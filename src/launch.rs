@@ -22,6 +22,10 @@ use crate::shutdown::{Phase, Shutdown};
 
 /// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// Bytes that may wait in a socket without being on their way.
+const NOTSENT_LOWAT: u32 = 256 << 10;
+/// Descriptors counted on, however high the limit is.
+const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
 
@@ -92,7 +96,8 @@ impl Launcher {
                 Err(refusal) => (AUTO.1, fallback_reason(&refusal.to_string())),
             },
         };
-        let mut listeners = self.bind(threads_of(engine, wanted))?;
+        // A worker that may hold no connection would only leave its clients waiting.
+        let mut listeners = self.bind(threads_of(engine, wanted).min(self.connections_max()))?;
         let count = listeners.len();
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
@@ -128,14 +133,16 @@ impl Launcher {
                 listener,
                 worker: self.worker(count),
                 shutdown: self.shutdown.clone(),
-                connections_max: self.connections_max().div_ceil(count),
+                connections_max: share(self.connections_max(), number, count),
                 start: start_line(self.events.clone(), gate.clone()),
             };
             let (events, gate) = (self.events.clone(), gate.clone());
             let thread = std::thread::Builder::new().name(format!("{}-{number}", engine.name));
-            thread
-                .spawn(move || run_seat(engine, seat, &gate, &events))
-                .map_err(|error| format!("cannot start thread {number} of {count}: {error}"))?;
+            let waiting = gate.clone();
+            thread.spawn(move || run_seat(engine, seat, &waiting, &events)).map_err(|error| {
+                gate.open(false);
+                format!("cannot start thread {} of {count}: {error}", number + 1)
+            })?;
         }
         let mut ready = 0;
         let mut refusal = String::new();
@@ -170,7 +177,11 @@ impl Launcher {
         let mut running = count;
         let mut failure = None;
         // When the next phase begins by itself.
-        let mut next_phase: Option<(Instant, Phase)> = None;
+        let mut next_phase = match self.shutdown.phase() {
+            Phase::Serving => None,
+            // A signal came while the threads were starting.
+            _ => self.begin(Phase::Draining),
+        };
         while running > 0 {
             let event = match next_phase {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -251,6 +262,9 @@ impl Launcher {
             let advice = match error.kind() {
                 io::ErrorKind::AddrInUse => {
                     "another server has it; choose another with --port, or 0 for a free one"
+                }
+                _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    "raise the limit on descriptors, as in ulimit -n 1024"
                 }
                 io::ErrorKind::PermissionDenied => {
                     "ports below 1024 want privileges; choose another with --port"
@@ -358,6 +372,11 @@ fn start_line(events: Sender<Event>, gate: Arc<Gate>) -> Start {
     })
 }
 
+/// The share of one of `count` threads in a total.
+fn share(total: usize, number: usize, count: usize) -> usize {
+    total / count + usize::from(number < total % count)
+}
+
 fn threads_of(engine: &Engine, wanted: usize) -> usize {
     match engine.threads {
         Threads::One => 1,
@@ -408,6 +427,10 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     }
     // Accepted sockets inherit it. Answers leave in one piece, so there is nothing to wait for.
     socket.set_tcp_nodelay(true)?;
+    // Likewise: a socket takes more as soon as so much is not on its way yet. Without it, one that has grown
+    // a large buffer takes nothing until a third of that is empty, and a slow client's steady progress would
+    // not be seen.
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     Ok(socket)
 }
 
@@ -432,7 +455,8 @@ impl Descriptors {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
         let limit = if raised.is_ok() { maximum } else { current };
-        Descriptors { limit: limit.map_or(1 << 20, |limit| usize::try_from(limit).unwrap_or(1 << 20)) }
+        // Nobody needs more, and a ring cannot have more.
+        Descriptors { limit: limit.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX) as usize }
     }
 
     /// Large files that the caches keep open.

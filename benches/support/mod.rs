@@ -1,4 +1,4 @@
-//! One connection driven through the whole in-memory path, with no socket: for benchmarks and the allocation count.
+//! One connection driven through the whole in-memory path: for benchmarks and the allocation count.
 
 use std::io::IoSlice;
 use std::path::Path;

@@ -174,6 +174,11 @@ impl File {
         }
     }
 
+    /// Whether its bytes are behind a descriptor.
+    pub(super) fn is_descriptor(&self) -> bool {
+        matches!(self.body, Body::Descriptor(_))
+    }
+
     /// Its body, to be taken over by an entry that takes the place of this one.
     pub(super) fn body(&self) -> &Body {
         &self.body
@@ -254,7 +259,7 @@ impl Entry {
 
     /// Whether it keeps a descriptor open.
     pub fn holds_descriptor(&self) -> bool {
-        matches!(self, Entry::File(File { body: Body::Descriptor(_), .. }))
+        matches!(self, Entry::File(file) if file.is_descriptor())
     }
 }
 

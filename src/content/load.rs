@@ -267,6 +267,8 @@ impl Load {
         if let Some(Entry::File(known)) = self.known.as_deref()
             && known.identity == identity
             && known.settled
+            // What once was too much for the memory may fit by now; its tag should be that of its bytes.
+            && !(known.is_descriptor() && self.site.may_hold(identity.size))
         {
             let (body, settled) = (known.body().clone(), true);
             return self.found(Found { name, identity, body, settled, siblings: Codings::default() });

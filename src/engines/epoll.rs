@@ -34,7 +34,7 @@ use crate::http::Connection;
 use crate::shutdown::Phase;
 
 use super::session::{Desk, Session, Wait};
-use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available};
+use super::{AcceptError, Capabilities, Engine, PauseNote, Seat, Threads, always_available};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
@@ -71,6 +71,8 @@ struct Slot {
     generation: u32,
     /// When the live entry in the wheel comes up.
     entered: Tick,
+    /// Whether it stands in `Loop::waiting`.
+    queued: bool,
 }
 
 struct Loop<'a> {
@@ -82,6 +84,7 @@ struct Loop<'a> {
     /// Those who have had their share of this turn and could go on.
     waiting: VecDeque<Key>,
     accepting: Accepting,
+    note: PauseNote,
     desk: Desk,
 }
 
@@ -110,6 +113,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         deadlines: Deadlines::default(),
         waiting: VecDeque::new(),
         accepting: Accepting::Yes,
+        note: PauseNote::default(),
         desk: Desk::new(),
     };
     turn.run()
@@ -139,7 +143,12 @@ impl Loop<'_> {
             }
             for _ in 0..self.waiting.len() {
                 let key = self.waiting.pop_front().expect("no longer than it was");
-                self.advance(key);
+                if let Some(slot) = self.slots.get_mut(key.index as usize)
+                    && slot.generation == key.generation
+                {
+                    slot.queued = false;
+                    self.advance(key);
+                }
             }
             self.expire();
             self.resume_accepting()?;
@@ -201,16 +210,18 @@ impl Loop<'_> {
 
     fn open(&mut self, socket: OwnedFd, peer: Option<IpAddr>) {
         let worker = &mut self.seat.worker;
+        let now = worker.clock.now();
         let mut session = Session::new(socket, Connection::new(peer), worker);
-        // Most clients have sent their request by now. Who asks for one thing only is served and gone before he was
-        // ever registered.
+        // Most clients have sent their request by now. Who asks for one thing only is served and gone before
+        // he was ever registered.
         let wait = session.advance(worker, &mut self.desk);
         if wait == Wait::Over {
             return;
         }
         self.next_generation = self.next_generation.wrapping_add(1);
         let generation = self.next_generation;
-        let index = self.slots.insert(Slot { session, generation, entered: Tick::NEVER });
+        let queued = wait == Wait::Turn;
+        let index = self.slots.insert(Slot { session, generation, entered: Tick::NEVER, queued });
         let key = Key { index: index as u32, generation };
         let news = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let slot = &mut self.slots[index];
@@ -219,10 +230,10 @@ impl Loop<'_> {
             self.slots.remove(index);
             return;
         }
-        if wait == Wait::Turn {
+        if queued {
             self.waiting.push_back(key);
         }
-        self.deadlines.cover(key, slot.session.deadline(), &mut slot.entered);
+        self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
     }
 
     fn wake(&mut self, key: Key, hung_up: bool) {
@@ -236,6 +247,7 @@ impl Loop<'_> {
 
     fn advance(&mut self, key: Key) {
         let index = key.index as usize;
+        let now = self.seat.worker.clock.now();
         let Some(slot) = self.slots.get_mut(index) else { return };
         if slot.generation != key.generation {
             return;
@@ -248,10 +260,14 @@ impl Loop<'_> {
                 }
                 return;
             }
-            Wait::Turn => self.waiting.push_back(key),
+            Wait::Turn if slot.queued => {}
+            Wait::Turn => {
+                slot.queued = true;
+                self.waiting.push_back(key);
+            }
             Wait::Readable | Wait::Writable => {}
         }
-        self.deadlines.cover(key, slot.session.deadline(), &mut slot.entered);
+        self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
     }
 
     fn expire(&mut self) {
@@ -267,7 +283,7 @@ impl Loop<'_> {
                     slot.session.late(&mut self.seat.worker);
                     self.advance(key);
                 } else {
-                    self.deadlines.cover(key, slot.session.deadline(), &mut slot.entered);
+                    self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
                 }
             }
         }
@@ -275,7 +291,7 @@ impl Loop<'_> {
 
     /// Takes the listener out of the set: while nobody may be accepted, its readiness is no news.
     fn pause_accepting(&mut self, why: &str) -> io::Result<()> {
-        tracing::warn!("accepting pauses at {} connections: {why}", self.slots.len());
+        self.note.pause(self.seat.worker.clock.now(), why);
         epoll::delete(&self.epoll, &self.seat.listener)?;
         self.accepting = Accepting::Paused(self.seat.worker.clock.now().after(ACCEPT_PAUSE));
         Ok(())
@@ -311,10 +327,11 @@ impl Loop<'_> {
         rustix::net::shutdown(&self.seat.listener, rustix::net::Shutdown::Both)?;
         // It stays readable for ever; from here on the clock tells when to look.
         epoll::delete(&self.epoll, &*self.seat.shutdown)?;
+        let now = self.seat.worker.clock.now();
         for (index, slot) in &mut self.slots {
             slot.session.hasten(&self.seat.worker);
             let key = Key { index: index as u32, generation: slot.generation };
-            self.deadlines.cover(key, slot.session.deadline(), &mut slot.entered);
+            self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
         }
         Ok(())
     }

@@ -9,9 +9,11 @@ use std::fmt;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::clock::Tick;
 use crate::serve::Worker;
 use crate::shutdown::Shutdown;
 
@@ -108,6 +110,21 @@ pub fn by_name(name: &str) -> Option<&'static Engine> {
 /// An engine that needs nothing a kernel could refuse.
 fn always_available() -> Result<(), Refusal> {
     Ok(())
+}
+
+/// Tells the operator that accepting pauses, once a minute at the most.
+#[derive(Debug, Default)]
+struct PauseNote {
+    quiet_until: Tick,
+}
+
+impl PauseNote {
+    fn pause(&mut self, now: Tick, why: &str) {
+        if self.quiet_until <= now {
+            self.quiet_until = now.after(Duration::from_secs(60));
+            tracing::warn!("accepting pauses, for there is no room for another connection: {why}");
+        }
+    }
 }
 
 /// What an error of `accept(2)` means for the accepting.

@@ -8,7 +8,8 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, fstat, openat2, sendfile};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, openat2, sendfile};
 use rustix::io::{Errno, pread};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
 
@@ -195,7 +196,8 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
                 let mut offset = at;
                 shown = usize::try_from(len).unwrap_or(usize::MAX).min(*file_share);
                 match sendfile(socket, file, Some(&mut offset), shown) {
-                    Ok(n) if n < shown && is_shorter(file, at + len) => return Sent::Failed,
+                    // The file has become shorter than was promised.
+                    Ok(0) => return Sent::Failed,
                     result => {
                         *file_share -= result.unwrap_or(0);
                         result
@@ -207,8 +209,8 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
             Ok(n) => {
                 outbox.sent(n as u64);
                 progress = true;
-                // Less than was shown: the socket is full, and another call would only say so.
-                if n < shown {
+                // Less than was shown: most likely the socket is full, and asking costs less than trying.
+                if n < shown && is_full(socket) {
                     return Sent::Some(Wait::Writable);
                 }
             }
@@ -220,9 +222,10 @@ fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Se
     }
 }
 
-/// Whether a file has become shorter than was promised to a client.
-fn is_shorter(file: BorrowedFd, end: u64) -> bool {
-    fstat(file).map_or(true, |stat| u64::try_from(stat.st_size).unwrap_or(0) < end)
+/// Whether the socket has no room. If so the kernel marks it, and tells of it when there is some again.
+fn is_full(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket, PollFlags::OUT)];
+    poll(&mut asked, Some(&Timespec::default())) == Ok(0)
 }
 
 /// Does a load on this thread; a slow disk holds up everybody this thread serves.

@@ -210,7 +210,8 @@ impl Connection {
         if closing {
             self.end(Ending::Linger);
         } else if !request.keep_alive {
-            self.end(Ending::Close);
+            // What is still to come of the body must not reset the answer away.
+            self.end(if self.in_body() { Ending::Linger } else { Ending::Close });
         }
         match self.ending {
             Ending::Not if request.minor == 0 => Persistence::KeepAlive,

@@ -13,6 +13,9 @@ use super::status::Status;
 /// is lent. Copying 16 KiB costs less than a second slice costs the kernel.
 pub const COPY_MAX: usize = 16 * 1024;
 
+/// The same for each part of several, which together may be many.
+const COPY_IN_PARTS_MAX: usize = 512;
+
 /// `Allow` for a static site.
 const ALLOW: &[u8] = b"Allow: GET, HEAD, OPTIONS\r\n";
 
@@ -167,11 +170,11 @@ impl Reply<'_> {
         match &self.body {
             Body::Empty => {}
             Body::Text(text) => out.text(text),
-            Body::Span(bytes, span) => bytes.write(out, span.clone()),
+            Body::Span(bytes, span) => bytes.write(out, span.clone(), COPY_MAX),
             Body::Parts(bytes, parts, end) => {
                 for (head, span) in parts {
                     out.text(head);
-                    bytes.write(out, span.clone());
+                    bytes.write(out, span.clone(), COPY_IN_PARTS_MAX);
                 }
                 out.text(end);
             }
@@ -189,11 +192,11 @@ impl Bytes<'_> {
     }
 
     #[inline]
-    fn write(&self, out: &mut Outbox, span: Range<u64>) {
+    fn write(&self, out: &mut Outbox, span: Range<u64>, copy_max: usize) {
         match self {
             Bytes::Memory(blob) => {
                 let span = span.start as usize..span.end as usize;
-                if span.len() <= COPY_MAX {
+                if span.len() <= copy_max {
                     out.text(&blob.bytes()[span]);
                 } else {
                     out.shared(blob, span);

@@ -8,15 +8,17 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
 use crate::http::{Status, date};
 
 /// Lines that may wait for the writer.
-const QUEUE_MAX: usize = 8192;
+const QUEUE_MAX: usize = 4096;
 /// The longest piece of a client's text in a line; the rest is cut.
-const FIELD_MAX: usize = 2048;
+const FIELD_MAX: usize = 1024;
+/// How long the end of the server waits for a reader of the log that may be stuck.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Formats of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -61,12 +63,16 @@ pub struct AccessLog {
 
 /// The thread that writes; it ends when the last [`AccessLog`] is gone.
 #[derive(Debug)]
-pub struct Writer(JoinHandle<()>);
+pub struct Writer {
+    ended: Receiver<()>,
+}
 
 impl Writer {
-    /// Waits until everything is written.
+    /// Waits until everything is written, but not for long.
     pub fn join(self) {
-        let _ = self.0.join();
+        if self.ended.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("nobody reads the access log; its last lines are lost");
+        }
     }
 }
 
@@ -81,9 +87,14 @@ pub fn start(format: Format, sink: impl Write + Send + 'static) -> io::Result<Op
     let (queue, lines) = sync_channel(QUEUE_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
     let log = AccessLog { format, queue, dropped: dropped.clone() };
-    let thread = std::thread::Builder::new().name("access-log".into());
-    let writer = thread.spawn(move || write_all(&lines, io::BufWriter::new(sink), &dropped))?;
-    Ok(Some((log, Writer(writer))))
+    // Nothing is sent; that the other end is gone is the message.
+    let (running, ended) = sync_channel(0);
+    let write = move || {
+        write_all(&lines, io::BufWriter::new(sink), &dropped);
+        drop(running);
+    };
+    std::thread::Builder::new().name("access-log".into()).spawn(write)?;
+    Ok(Some((log, Writer { ended })))
 }
 
 fn write_all(lines: &Receiver<String>, mut sink: impl Write, dropped: &AtomicU64) {

@@ -10,10 +10,11 @@ use std::time::Duration;
 use io_uring::opcode;
 use io_uring::types::{DestinationSlot, Fd};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use socket2::{SockAddr, SockAddrStorage};
 
 use crate::clock::Tick;
-use crate::engines::AcceptError;
+use crate::engines::{AcceptError, PauseNote};
 
 use super::operation::{Key, Mark, Operation};
 use super::ring::Ring;
@@ -23,6 +24,10 @@ use super::ring::Ring;
 const MULTISHOT_ROOM: usize = 4096;
 /// Accepts in flight where each takes one client.
 const ONE_SHOTS: usize = 16;
+/// Clients that may wait in the backlog when the server ends.
+const BACKLOG: usize = 4096;
+/// IORING_MAX_FIXED_FILES
+const FILES_MAX: u64 = 1 << 20;
 /// How long accepting pauses when the kernel has no room for another socket, unless a connection ends before.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -35,6 +40,7 @@ pub struct Acceptor {
     one_shots: Vec<OneShot>,
     in_flight: usize,
     cancelled: bool,
+    note: PauseNote,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +70,25 @@ impl Acceptor {
             one_shots: std::iter::repeat_with(one_shot).take(ONE_SHOTS).collect(),
             in_flight: 0,
             cancelled: false,
+            note: PauseNote::default(),
         }
     }
 
-    /// Direct descriptors the ring must have room for.
+    /// Direct descriptors the ring must have room for: the connections, and at the end those who wait in the
+    /// backlog. The kernel allows no more than the limit on descriptors, and 2^20.
     pub fn files(&self) -> u32 {
-        u32::try_from(self.connections_max).unwrap_or(u32::MAX)
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(FILES_MAX).min(FILES_MAX);
+        ((self.connections_max + BACKLOG) as u64).min(limit) as u32
+    }
+
+    /// Whether the kernel may still write an address.
+    pub fn is_in_flight(&self) -> bool {
+        self.in_flight > 0
+    }
+
+    /// Gives the memory up that the kernel may still write to.
+    pub fn leak_addresses(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.one_shots));
     }
 
     /// When a pause ends by itself.
@@ -118,8 +137,9 @@ impl Acceptor {
     }
 
     /// Puts as much in flight as there is room for.
-    pub fn arm(&mut self, ring: &mut Ring, listener: &TcpListener, room: usize) -> io::Result<()> {
+    pub fn arm(&mut self, ring: &mut Ring, listener: &TcpListener, room: usize, now: Tick) -> io::Result<()> {
         match self.phase {
+            Phase::Paused(until) if now < until => Ok(()),
             Phase::Accepting | Phase::Paused(_) => {
                 self.phase = Phase::Accepting;
                 let multishot = !self.wants_peers && room >= MULTISHOT_ROOM;
@@ -174,7 +194,7 @@ impl Acceptor {
         match (self.phase, AcceptError::of(errno)) {
             _ if errno == Errno::CANCELED => {}
             (Phase::Accepting, AcceptError::Exhausted) => {
-                tracing::warn!("accepting pauses: {errno}");
+                self.note.pause(now, &errno.to_string());
                 self.phase = Phase::Paused(now.after(PAUSE));
             }
             (Phase::Accepting, AcceptError::Broken) => return Err(errno.into()),
@@ -200,8 +220,8 @@ impl Acceptor {
             .file_index(Some(DestinationSlot::auto_target()))
             .build()
             .user_data(mark(number));
-        // SAFETY: the address is boxed and untouched while `in_flight` is set; `run` leaks it if that never
-        // ends.
+        // SAFETY: the address is boxed and untouched while `in_flight` is set; the loop leaks it if that
+        // never ends.
         unsafe { ring.push(&entry) }
     }
 

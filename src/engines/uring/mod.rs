@@ -116,14 +116,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
     };
-    let result = turn.run();
-    if turn.connections > 0 {
-        // Cut short, with operations in flight. The kernel ends them some time after the ring is closed, so
-        // the memory it works on must stay where it is: it is given up instead of freed.
-        let Loop { ring, slots, acceptor, .. } = turn;
-        std::mem::forget((ring, slots, acceptor));
-    }
-    result
+    turn.run()
 }
 
 /// One connection.
@@ -234,7 +227,8 @@ impl Loop<'_> {
             _ => {}
         }
         let Some(slot) = live(&mut self.slots, key) else {
-            debug_assert!(false, "a completion for a dead slot: {operation:?} of {key:?}");
+            // A close may be told of only after its descriptor was given out again; see `open`.
+            debug_assert_eq!(operation, Operation::Close, "a completion for a dead slot, {key:?}");
             return Ok(());
         };
         debug_assert_eq!(slot.in_flight, Some(operation));
@@ -278,7 +272,8 @@ impl Loop<'_> {
     /// Submits what a connection wants.
     fn carry_out(&mut self, key: Key, want: Want) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        self.deadlines.cover(key, slot.conn.deadline(), &mut slot.entered);
+        let now = self.seat.worker.clock.now();
+        self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
         match want {
             Want::Read => {
                 // Idle, it holds no memory and no descriptor.
@@ -313,7 +308,7 @@ impl Loop<'_> {
                 self.submit(key, Operation::Shutdown, entry)
             }
             Want::Close => {
-                slot.task = Task::None;
+                self.file_buffers.give_back(&mut slot.task);
                 let entry = opcode::Close::new(Fixed(key.index)).build();
                 self.submit(key, Operation::Close, entry)
             }
@@ -329,7 +324,7 @@ impl Loop<'_> {
         // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
         // and thus in place. Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
         // next step only come with the completion, and a slot is only freed by the completion of its close,
-        // when nothing of it is in flight. If the loop ends before that, `run` leaks them. Receive buffers
+        // when nothing of it is in flight. If the loop ends before that, its drop leaks them. Receive buffers
         // belong to the ring.
         unsafe { self.ring.push(&entry) }
     }
@@ -353,6 +348,13 @@ impl Loop<'_> {
         if let Some(id) = buffer {
             self.ring.give_back(id);
         }
+        // A flood is always quicker than a cancellation.
+        let want = match want {
+            Want::Read if late && slot.conn.deadline() <= worker.clock.now() => {
+                worker.late(&mut slot.conn, &mut slot.outbox)
+            }
+            want => want,
+        };
         self.carry_out(key, want)
     }
 
@@ -375,7 +377,10 @@ impl Loop<'_> {
             }
             // What is in the page cache goes straight from there to the socket, without being copied.
             Chunk::File { len, .. }
-                if len > FILE_BUFFER as u64 && self.can_install && slot.installed.is_none() =>
+                if len > FILE_BUFFER as u64
+                    && self.can_install
+                    && slot.installed.is_none()
+                    && matches!(slot.task, Task::None) =>
             {
                 (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
             }
@@ -409,24 +414,21 @@ impl Loop<'_> {
         if result < 0 {
             // Not known to this kernel, or no descriptor left: the file is read through the ring instead.
             self.can_install &= matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
-            let slot = slot(&mut self.slots, key);
-            slot.task = self.file_buffers.take().map_or(Task::FileWaiting, |buffer| Task::File(buffer, 0));
-            if let Task::FileWaiting = slot.task {
-                self.file_buffers.waiting.push_back(key);
-                return Ok(());
-            }
+            slot(&mut self.slots, key).task = Task::FileWaiting;
             return self.send(key);
         }
         // SAFETY: the ring has made it for us just now, and nobody else knows of it.
         let descriptor = unsafe { OwnedFd::from_raw_fd(result) };
         // For sendfile(2) alone: the ring's own operations do not look at the flag of a direct descriptor.
-        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        if rustix::io::ioctl_fionbio(&descriptor, true).is_err() {
+            return self.carry_out(key, Want::Close);
+        }
         slot(&mut self.slots, key).installed = Some(descriptor);
         self.send(key)
     }
 
-    /// Sends a span of a file that is in the page cache, as much as the socket takes. This does not wait for anything,
-    /// so it needs no submission; what waits, for more room in the socket, is.
+    /// Sends a span of a file that is in the page cache, as much as the socket takes. This does not wait for
+    /// anything, so it needs no submission; what waits, for more room in the socket, is.
     fn sendfile(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let socket = slot.installed.as_ref().expect("the caller has looked");
@@ -615,10 +617,10 @@ impl Loop<'_> {
                 slot.entered = Tick::NEVER;
                 let deadline = slot.conn.deadline();
                 if deadline > now {
-                    self.deadlines.cover(key, deadline, &mut slot.entered);
+                    self.deadlines.cover(key, deadline, now, &mut slot.entered);
                     continue;
                 }
-                self.deadlines.cover(key, now.after(LOOK_AGAIN), &mut slot.entered);
+                self.deadlines.cover(key, now.after(LOOK_AGAIN), now, &mut slot.entered);
                 match slot.in_flight {
                     Some(operation @ (Operation::Receive | Operation::Send | Operation::Writable)) => {
                         slot.late = true;
@@ -654,11 +656,12 @@ impl Loop<'_> {
         debug_assert!(self.seat.shutdown.phase() > Phase::Serving);
         self.seat.worker.drain();
         self.acceptor.drain(&mut self.ring)?;
+        let now = self.seat.worker.clock.now();
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if let Some(slot) = slot {
                 self.seat.worker.hasten(&mut slot.conn);
                 let key = Key { index: index as u32, generation: slot.generation };
-                self.deadlines.cover(key, slot.conn.deadline(), &mut slot.entered);
+                self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
             }
         }
         Ok(())
@@ -675,15 +678,18 @@ impl Loop<'_> {
 
     fn arm_acceptor(&mut self) -> io::Result<()> {
         let room = self.seat.connections_max.saturating_sub(self.connections);
-        self.acceptor.arm(&mut self.ring, &self.seat.listener, room)
+        self.acceptor.arm(&mut self.ring, &self.seat.listener, room, self.seat.worker.clock.now())
     }
 
     /// Who waits in the backlog already has a connection as far as he can tell, and is served. Then the
     /// listener ends. This is the one place with an accept(2): the ring's own would wait for more to come.
     fn empty_backlog(&mut self) -> io::Result<()> {
         self.seat.listener.set_nonblocking(true)?;
+        let mut free = 0;
         while let Ok((stream, address)) = self.seat.listener.accept() {
-            let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+            while self.slots.get(free).is_some_and(Option::is_some) {
+                free += 1;
+            }
             let index = u32::try_from(free).expect("there are fewer slots than descriptors");
             // Where the table is full he is turned away after all.
             if self.ring.install(index, &stream).is_ok() {
@@ -713,10 +719,27 @@ impl Loop<'_> {
         if at >= self.slots.len() {
             self.slots.resize_with(at + 1, || None);
         }
-        debug_assert!(self.slots[at].is_none(), "the kernel gave a descriptor out twice");
+        if let Some(slot) = &self.slots[at] {
+            // On some kernels a descriptor is given out again before the completion of its close is seen.
+            debug_assert_eq!(slot.in_flight, Some(Operation::Close), "a descriptor was given out twice");
+            self.connections -= 1;
+        }
         self.slots[at] = Some(Box::new(slot));
         self.connections += 1;
         self.carry_out(Key { index, generation: self.generation }, want)
+    }
+}
+
+impl Drop for Loop<'_> {
+    /// Cut short, or broken, there may be operations in flight. The kernel ends them, and closes the sockets,
+    /// some time after the ring is closed; so the memory it works on must stay where it is, and is given up
+    /// instead of freed.
+    fn drop(&mut self) {
+        if self.connections > 0 || self.acceptor.is_in_flight() {
+            self.ring.leak_buffers();
+            self.acceptor.leak_addresses();
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
     }
 }
 

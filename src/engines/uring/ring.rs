@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
@@ -53,6 +53,8 @@ pub struct Refused {
 pub struct Ring {
     uring: IoUring,
     buffers: Buffers,
+    /// Completions that had to be taken out between two waits.
+    early: Vec<Completion>,
 }
 
 impl Ring {
@@ -86,7 +88,7 @@ impl Ring {
             uring.submitter().register_buf_ring_with_flags(entries, size.buffers, BUFFER_GROUP, 0)
         }
         .map_err(refused("IORING_REGISTER_PBUF_RING"))?;
-        Ok(Ring { uring, buffers })
+        Ok(Ring { uring, buffers, early: Vec::new() })
     }
 
     /// Queues an operation; submits what is queued if there is no room.
@@ -100,10 +102,15 @@ impl Ring {
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            match self.uring.submit() {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(error) => return Err(error),
+            match self.uring.submit().map_err(|error| (error.raw_os_error(), error)) {
+                Ok(_) | Err((Some(libc::EINTR), _)) => {}
+                // The kernel wants completions taken out first, or memory to come back with them.
+                Err((Some(libc::EAGAIN | libc::EBUSY), _)) => {
+                    let mut early = std::mem::take(&mut self.early);
+                    self.enter(Some(Duration::ZERO), &mut early)?;
+                    self.early = early;
+                }
+                Err((_, error)) => return Err(error),
             }
         }
     }
@@ -111,6 +118,11 @@ impl Ring {
     /// Submits what is queued, then waits for a completion, or until the time is over. Takes all completions
     /// out.
     pub fn wait(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
+        into.append(&mut self.early);
+        self.enter(if into.is_empty() { timeout } else { Some(Duration::ZERO) }, into)
+    }
+
+    fn enter(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
         let result = match timeout {
             None => self.uring.submit_and_wait(1),
             Some(timeout) => {
@@ -142,6 +154,11 @@ impl Ring {
         self.buffers.slice(id, len)
     }
 
+    /// Gives the receive buffers up, for the kernel may still write to them when this ring is dropped.
+    pub fn leak_buffers(&mut self) {
+        self.buffers.leaked = true;
+    }
+
     /// Gives a receive buffer back to the kernel.
     pub fn give_back(&mut self, id: u16) {
         self.buffers.provide(id);
@@ -156,6 +173,7 @@ struct Buffers {
     count: u16,
     size: u32,
     tail: u16,
+    leaked: bool,
 }
 
 impl Buffers {
@@ -163,7 +181,7 @@ impl Buffers {
         assert!(count.is_power_of_two());
         let entries = allocate(Buffers::entries_layout(count)).cast();
         let memory = allocate(Buffers::memory_layout(count, size));
-        let mut buffers = Buffers { entries, memory, count, size, tail: 0 };
+        let mut buffers = Buffers { entries, memory, count, size, tail: 0, leaked: false };
         for id in 0..count {
             buffers.provide(id);
         }
@@ -205,9 +223,11 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        fence(Ordering::SeqCst);
-        // SAFETY: allocated in `new` with these layouts. The ring was dropped before, and `Engine::run` only
-        // drops it when no operation is in flight (else it leaks both, see there).
+        if self.leaked {
+            return;
+        }
+        // SAFETY: allocated in `new` with these layouts. The ring was dropped before, with nothing in flight:
+        // else `leak_buffers` was called.
         unsafe {
             dealloc(self.entries.as_ptr().cast(), Buffers::entries_layout(self.count));
             dealloc(self.memory.as_ptr(), Buffers::memory_layout(self.count, self.size));
