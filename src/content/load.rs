@@ -321,6 +321,7 @@ impl Load {
         if let Some(known) = &self.known
             && let Entry::File(file) = &**known
             && file.settled
+            && file.is_descriptor() == matches!(found.body, Body::Descriptor(_))
             && (file.identity, file.siblings, &*file.name) == (found.identity, found.siblings, &*found.name)
         {
             return State::Done(known.clone());

@@ -1,7 +1,7 @@
-//! A client of HTTP/1.1 that is strict: what a careful reader of RFC 9112 would refuse fails the test that met it.
+//! A client of HTTP/1.1 that is strict: what a careful reader of RFC 9112 would refuse fails the test.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -42,8 +42,15 @@ pub struct Response {
 
 impl Client {
     /// Connects over the loopback interface.
+    #[track_caller]
     pub fn connect(port: u16) -> Client {
-        Client::of(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap())
+        Client::connect_to((Ipv4Addr::LOCALHOST, port))
+    }
+
+    /// Connects to whatever address.
+    #[track_caller]
+    pub fn connect_to(address: impl ToSocketAddrs) -> Client {
+        Client::of(TcpStream::connect(address).unwrap())
     }
 
     /// Connects, or says that nobody listens.
@@ -158,14 +165,20 @@ impl Client {
     /// Receives so many bytes.
     #[track_caller]
     pub fn take(&mut self, size: usize) -> Vec<u8> {
+        match self.try_take(size) {
+            Ok(bytes) => bytes,
+            Err(end) => panic!("{end:?} after {} of {size} bytes", self.buffer.len()),
+        }
+    }
+
+    /// The same, unless the connection ends before.
+    #[track_caller]
+    pub fn try_take(&mut self, size: usize) -> Result<Vec<u8>, End> {
         while self.buffer.len() < size {
-            let got = self.buffer.len();
-            if let Err(end) = self.receive() {
-                panic!("{end:?} after {got} of {size} bytes");
-            }
+            self.receive()?;
         }
         let rest = self.buffer.split_off(size);
-        std::mem::replace(&mut self.buffer, rest)
+        Ok(std::mem::replace(&mut self.buffer, rest))
     }
 
     /// Receives all that comes until the connection ends.
@@ -197,7 +210,7 @@ impl Client {
     }
 
     /// Whether a response begins to come within that time.
-    pub fn is_answered_within(&mut self, time: Duration) -> bool {
+    pub fn is_answered_within(&self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).unwrap();
         let answered = !self.buffer.is_empty() || self.stream.peek(&mut [0]).is_ok_and(|n| n > 0);
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -206,7 +219,7 @@ impl Client {
 
     #[track_caller]
     fn receive(&mut self) -> Result<(), End> {
-        let mut room = [0; 64 * 1024];
+        let mut room = [0; 16 * 1024];
         loop {
             return match self.stream.read(&mut room) {
                 Ok(0) => Err(End::Closed),

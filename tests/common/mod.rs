@@ -1,7 +1,8 @@
-//! The harness: a fresh folder for each test, the real program in front of it, and a client that trusts nothing.
+//! The harness: a fresh folder for each test, the real program in front of it, a client that trusts nothing.
 //!
-//! A case is a closure that is given an engine; [`on_every_engine`] walks the table with it. Nothing in these suites
-//! waits for a fixed time where it can wait for an event, and nothing waits without end: see [`PATIENCE`].
+//! A case is a closure that is given an engine; [`on_every_engine`] walks the table with it. Nothing in these
+//! suites waits for a fixed time where it can wait for an event, and nothing waits without end: see
+//! [`PATIENCE`].
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::fs;
@@ -10,25 +11,34 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ringserve::engines::{ENGINES, Engine};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 mod client;
 mod server;
 
 #[allow(unused_imports, reason = "as above")]
-pub use client::{Client, End, Head, Response};
+pub use client::{Client, End, Head, Response, request};
 #[allow(unused_imports, reason = "as above")]
 pub use server::{Ended, Server, Setup};
 
 /// How long a test waits for what must happen. Far more than it takes, so that a busy machine fails no test.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Runs a case once per engine of the table, side by side, for most cases mostly wait. Each runs to its end; then the
-/// test fails if one of them has.
+/// More bytes than the buffers between server and client hold.
+pub const HUGE: usize = 16 << 20;
+
+/// Runs a case once per engine of the table, side by side, for most cases mostly wait. Each runs to its end;
+/// then the test fails if one of them has. Where `RINGSERVE_ONLY` names an engine, it is run on that one
+/// alone.
 pub fn on_every_engine(case: impl Fn(&'static Engine) + Sync) {
+    let only = std::env::var("RINGSERVE_ONLY").ok();
+    // Some cases bring hundreds of clients for each engine.
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let failed = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for engine in ENGINES {
+        for engine in ENGINES.iter().filter(|engine| only.as_deref().is_none_or(|only| only == engine.name)) {
             if let Err(refusal) = (engine.available)() {
                 println!("skipped on {}: {refusal}", engine.name);
                 continue;
@@ -48,7 +58,7 @@ pub fn on_every_engine(case: impl Fn(&'static Engine) + Sync) {
     assert!(failed.is_empty(), "failed on {}", failed.join(", "));
 }
 
-/// Whether the engine serves more than one client at once. Where it does not, a line says that a case is skipped.
+/// Whether the engine serves more than one client at once. Where it does not, a line says what is skipped.
 pub fn serves_several(engine: &Engine) -> bool {
     let several = engine.capabilities.clients_max != Some(1);
     if !several {
@@ -68,12 +78,14 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Bytes in which every eight tell their place, so that no piece can be mistaken for another.
 pub fn numbered_bytes(size: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..size as u64 / 8 + 1).flat_map(|n| (n << 8 | 0xA5).to_le_bytes()).collect();
-    bytes.truncate(size);
+    let mut bytes = vec![0; size];
+    for (number, eight) in bytes.chunks_mut(8).enumerate() {
+        eight.copy_from_slice(&(number as u64 * 2 + 1).to_le_bytes()[..eight.len()]);
+    }
     bytes
 }
 
-/// A folder to serve, in a temporary folder that holds nothing else. What lies beside it must never be served.
+/// A folder to serve, in a temporary one that holds nothing else. What lies beside it must never be served.
 pub struct Site {
     dir: TempDir,
     root: PathBuf,

@@ -68,12 +68,18 @@ impl Setup {
         self
     }
 
-    /// Starts it, and waits until it says where it listens.
-    pub fn start(mut self) -> Server {
+    /// Starts it, and waits for nothing.
+    pub fn spawn(mut self) -> Server {
         let mut child = self.command.spawn().unwrap();
         let stdout = Output::collect(child.stdout.take().unwrap(), self.holds_stdout);
         let stderr = Output::collect(child.stderr.take().unwrap(), false);
-        let mut server = Server { child, port: 0, stdout, stderr };
+        Server { child, port: 0, stdout, stderr }
+    }
+
+    /// Starts it, and waits until it says where it listens.
+    #[track_caller]
+    pub fn start(self) -> Server {
+        let mut server = self.spawn();
         let url = server.stdout.wait_for(|text| url_of(text).map(str::to_owned));
         let Some(url) = url else {
             panic!("the server did not start: {}{}", server.stdout(), server.stderr());
@@ -84,11 +90,9 @@ impl Setup {
     }
 
     /// Starts it, and waits until it ends by itself.
-    pub fn run(mut self) -> Ended {
-        let mut child = self.command.spawn().unwrap();
-        let stdout = Output::collect(child.stdout.take().unwrap(), false);
-        let stderr = Output::collect(child.stderr.take().unwrap(), false);
-        let mut server = Server { child, port: 0, stdout, stderr };
+    #[track_caller]
+    pub fn run(self) -> Ended {
+        let mut server = self.spawn();
         let code = server.exit_code(PATIENCE);
         server.stdout.wait_for(|_| None::<()>);
         server.stderr.wait_for(|_| None::<()>);
