@@ -237,7 +237,13 @@ impl Launcher {
             descriptors: (self.descriptors.for_cache() / count).max(1),
             fresh_for: self.options.fresh_for,
         };
-        Worker::new(self.site.clone(), budget, self.options.limits.clone(), self.log.clone())
+        Worker::new(
+            self.site.clone(),
+            budget,
+            self.options.limits.clone(),
+            self.shutdown.draining(),
+            self.log.clone(),
+        )
     }
 
     fn connections_max(&self) -> usize {

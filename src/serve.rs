@@ -28,6 +28,7 @@ use crate::http::parse::{self, Refused};
 use crate::http::reply::Persistence;
 use crate::http::{Method, Outbox, Reply, Request, Status, negotiate};
 use crate::observe::access_log::{AccessLog, Line};
+use crate::shutdown::Draining;
 
 /// Bytes an engine receives at once, at the most.
 pub const READ_MAX: usize = 16 * 1024;
@@ -60,7 +61,7 @@ pub struct Worker {
     /// The time. The engine has it read once per turn of its loop.
     pub clock: Clock,
     limits: Limits,
-    draining: bool,
+    draining: Draining,
     log: Option<AccessLog>,
     /// Where a path is decoded into.
     scratch: Vec<u8>,
@@ -68,13 +69,19 @@ pub struct Worker {
 
 impl Worker {
     /// A worker for a site.
-    pub fn new(site: Arc<Site>, budget: Budget, limits: Limits, log: Option<AccessLog>) -> Worker {
+    pub fn new(
+        site: Arc<Site>,
+        budget: Budget,
+        limits: Limits,
+        draining: Draining,
+        log: Option<AccessLog>,
+    ) -> Worker {
         Worker {
             cache: Cache::new(budget, site.changes().clone()),
             site,
             clock: Clock::new(),
             limits,
-            draining: false,
+            draining,
             log,
             scratch: Vec::new(),
         }
@@ -95,14 +102,9 @@ impl Worker {
         self.log.is_some()
     }
 
-    /// From now on every answer is the last of its connection.
-    pub fn drain(&mut self) {
-        self.draining = true;
-    }
-
-    /// Whether [`Worker::drain`] was called.
+    /// Whether every answer is the last of its connection.
     pub fn is_draining(&self) -> bool {
-        self.draining
+        self.draining.is_on()
     }
 
     /// For each connection, once draining begins: an idle one gets a last second.
@@ -113,7 +115,7 @@ impl Worker {
     /// A connection was accepted: what it wants first.
     pub fn accepted(&mut self, conn: &mut Connection) -> Want {
         conn.wait_for_bytes(self.clock.now(), &self.limits);
-        if self.draining {
+        if self.draining.is_on() {
             self.hasten(conn);
         }
         Want::Read
@@ -257,7 +259,7 @@ impl Worker {
             }
             (Ending::Not, None) => {
                 conn.wait_for_bytes(now, &self.limits);
-                if self.draining {
+                if self.draining.is_on() {
                     self.hasten(conn);
                 }
                 Want::Read
@@ -296,7 +298,7 @@ impl Worker {
             Method::Unknown => Reply::page(Status::NotImplemented),
         };
         // Nothing that follows a CONNECT need be a request.
-        let closing = self.draining || !self.limits.keep_alive || request.method == Method::Connect;
+        let closing = self.draining.is_on() || !self.limits.keep_alive || request.method == Method::Connect;
         let persistence = conn.accept(request, closing);
         reply.write(out, self.clock.date_line(), persistence, request.method != Method::Head);
         if let Some(log) = &mut self.log {

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -17,11 +18,24 @@ pub enum Phase {
     Cut,
 }
 
+/// Whether the server is draining, as the answers need to know it. The default never is.
+#[derive(Clone, Debug, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    /// Whether every answer is the last of its connection.
+    #[inline]
+    pub fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The shutdown, shared by all threads.
 #[derive(Debug)]
 pub struct Shutdown {
     event: OwnedFd,
     phase: AtomicU8,
+    draining: Draining,
 }
 
 impl Shutdown {
@@ -31,14 +45,20 @@ impl Shutdown {
     /// What `eventfd(2)` says.
     pub fn new() -> io::Result<Shutdown> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Shutdown { event, phase: AtomicU8::new(Phase::Serving as u8) })
+        Ok(Shutdown { event, phase: AtomicU8::new(Phase::Serving as u8), draining: Draining::default() })
     }
 
     /// Moves on to a later phase, and makes the descriptor readable for good.
     pub fn advance(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Release);
+        self.draining.0.store(phase > Phase::Serving, Ordering::Relaxed);
         // It fails only where the counter is full, and then the descriptor is readable already.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    /// For those who answer.
+    pub fn draining(&self) -> Draining {
+        self.draining.clone()
     }
 
     /// Where it stands.

@@ -18,6 +18,7 @@ use ringserve::content::{Load, Site, Step};
 use ringserve::http::connection::Limits;
 use ringserve::http::{Chunk, Connection, Outbox};
 use ringserve::serve::{Want, Worker};
+use ringserve::shutdown::Draining;
 
 /// A small generator of numbers that only need to look random (xorshift64*).
 struct Random(u64);
@@ -162,7 +163,7 @@ impl Fixture {
         let rules = Rules { cache_file_max: 200_000, ..Rules::default() };
         let site = Arc::new(Site::open(self.folder.path(), rules).unwrap());
         let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(1) };
-        let mut worker = Worker::new(site, budget, Limits::default(), None);
+        let mut worker = Worker::new(site, budget, Limits::default(), Draining::default(), None);
         worker.clock = Clock::at(Tick::from_number(1000), 1_800_000_000);
         worker
     }

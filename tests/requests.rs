@@ -576,7 +576,8 @@ fn no_bytes_bring_the_server_down() {
         let mangle = |changes: Vec<(usize, u8, usize)>| {
             let mut bytes = seed.as_bytes().to_vec();
             for (at, byte, how) in changes {
-                let at = at.min(bytes.len() - 1);
+                let Some(last) = bytes.len().checked_sub(1) else { break };
+                let at = at.min(last);
                 match how {
                     0 => bytes[at] = byte,
                     1 => bytes.insert(at, byte),

@@ -16,13 +16,15 @@
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::http::Connection;
-use crate::shutdown::Phase;
+use crate::shutdown::{Phase, Shutdown};
 
 use super::session::{Desk, Session, Wait};
 use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available};
@@ -31,6 +33,9 @@ use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available};
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 /// How long a system call may block before the thread looks at deadlines and at the shutdown.
 const LOOK_UP: Duration = Duration::from_secs(1);
+
+/// How often the end of the server looks whether it is to cut off the client being served.
+const CUT_CHECK: Duration = Duration::from_millis(50);
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
@@ -46,24 +51,49 @@ fn run(seat: &mut Seat) -> io::Result<()> {
     set_socket_timeout(&seat.listener, Timeout::Recv, Some(LOOK_UP))?;
     let limits = seat.worker.limits_mut();
     limits.idle_timeout = limits.idle_timeout.min(IDLE_TIMEOUT_MAX);
+    let current = Current::default();
+    watch_for_cut(seat.shutdown.clone(), Arc::downgrade(&current))?;
     let mut desk = Desk::new();
     if !seat.ready() {
         return Ok(());
     }
     while seat.shutdown.phase() == Phase::Serving {
-        accept_one(seat, &mut desk)?;
+        accept_one(seat, &mut desk, &current)?;
     }
-    seat.worker.drain();
     seat.listener.set_nonblocking(true)?;
-    while !seat.shutdown.is_cut() && accept_one(seat, &mut desk)? {}
+    while !seat.shutdown.is_cut() && accept_one(seat, &mut desk, &current)? {}
     Ok(())
 }
 
+/// The client being served.
+type Current = Arc<Mutex<Option<TcpStream>>>;
+
+/// A thread that blocks for a client can only be woken through that client's socket. Another one does so,
+/// should the server not be willing to wait any longer.
+fn watch_for_cut(shutdown: Arc<Shutdown>, current: Weak<Mutex<Option<TcpStream>>>) -> io::Result<()> {
+    let watch = move || {
+        let mut asked = [PollFd::new(&*shutdown, PollFlags::IN)];
+        while poll(&mut asked, None).is_err() {}
+        while let Some(current) = current.upgrade() {
+            if shutdown.is_cut()
+                && let Some(client) = &*current.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                let _ = client.shutdown(std::net::Shutdown::Both);
+            }
+            drop(current);
+            std::thread::sleep(CUT_CHECK);
+        }
+    };
+    std::thread::Builder::new().name("blocking-cut".into()).spawn(watch).map(drop)
+}
+
 /// Accepts a client and serves it until it leaves; `false` if there was none.
-fn accept_one(seat: &mut Seat, desk: &mut Desk) -> io::Result<bool> {
+fn accept_one(seat: &mut Seat, desk: &mut Desk, current: &Current) -> io::Result<bool> {
     match accept(&seat.listener) {
         Ok(stream) => {
+            *current.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
             serve(seat, stream, desk);
+            *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
             Ok(true)
         }
         Err(error) => match AcceptError::of(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)) {
@@ -90,12 +120,8 @@ fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) {
     let peer = if worker.wants_peers() { stream.peer_addr().ok().map(|peer| peer.ip()) } else { None };
     worker.clock.read();
     let mut session = Session::new(stream.into(), Connection::new(peer), worker);
-    while session.advance(worker, desk) != Wait::Over {
-        if seat.shutdown.is_cut() {
-            break;
-        }
-        if seat.shutdown.phase() == Phase::Draining && !worker.is_draining() {
-            worker.drain();
+    while session.advance(worker, desk) != Wait::Over && !seat.shutdown.is_cut() {
+        if worker.is_draining() {
             session.hasten(worker);
         }
         worker.clock.read();

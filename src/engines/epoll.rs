@@ -316,7 +316,6 @@ impl Loop<'_> {
     /// served.
     fn drain(&mut self) -> io::Result<()> {
         debug_assert!(self.seat.shutdown.phase() > Phase::Serving);
-        self.seat.worker.drain();
         while let Ok((socket, peer)) = self.accept_one() {
             self.open(socket, peer);
         }

@@ -654,7 +654,6 @@ impl Loop<'_> {
     /// Stops accepting, and gives idle connections their last second.
     fn drain(&mut self) -> io::Result<()> {
         debug_assert!(self.seat.shutdown.phase() > Phase::Serving);
-        self.seat.worker.drain();
         self.acceptor.drain(&mut self.ring)?;
         let now = self.seat.worker.clock.now();
         for (index, slot) in self.slots.iter_mut().enumerate() {

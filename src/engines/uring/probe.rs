@@ -145,6 +145,9 @@ pub fn explain(refused: &Refused) -> Refusal {
             format!("{step}: {error}: this user may lock too little memory"),
             "a higher limit, as in ulimit -l 8192 or --ulimit memlock=8388608",
         ),
+        (Some(libc::EMFILE | libc::ENFILE), _) => {
+            (format!("{step}: {error}"), "a higher limit on descriptors, as in ulimit -n 1024")
+        }
         (Some(libc::EINVAL | libc::EOPNOTSUPP), _) => {
             (format!("{step}: {error}: this kernel ({}) does not know it", release()), "Linux 6.1 or later")
         }

@@ -1,0 +1,119 @@
+//! Where io_uring is forbidden: `auto` serves with another engine and says why; the engine that was asked for
+//! by name does not start, and says the same.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+
+use ringserve::engines::AUTO;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+use crate::common::{Setup, Site};
+
+mod common;
+
+/// The program under a filter of system calls, as container engines set one: this call fails with that error.
+fn filtered(mut setup: Setup, call: i64, errno: i32) -> Setup {
+    let arch = std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows");
+    let forbidden = [(call, Vec::new())].into_iter().collect();
+    let (others, this) = (SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()));
+    let filter = SeccompFilter::new(forbidden, others, this, arch).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    // SAFETY: between fork and exec the closure makes system calls (prctl, seccomp) and nothing else: the
+    // program was compiled before, and memory is only taken where it fails.
+    unsafe { setup.command.pre_exec(move || apply_filter(&program).map_err(io::Error::other)) };
+    setup
+}
+
+/// The program with so many bytes of memory that may be locked, without the capability that lifts the limit.
+fn with_memlock(mut setup: Setup, bytes: u64) -> Setup {
+    let limit = move || {
+        let rlimit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        setrlimit(Resource::Memlock, rlimit)?;
+        // Who may not do this has not got the capability in the first place.
+        let _ = remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK);
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and takes no memory.
+    unsafe { setup.command.pre_exec(limit) };
+    setup
+}
+
+/// What the kernel refuses: the call, the error, and what of it must be said.
+const REFUSALS: [(i64, i32, &str); 4] = [
+    (libc::SYS_io_uring_setup, libc::EPERM, "io_uring_setup"),
+    (libc::SYS_io_uring_setup, libc::ENOSYS, "io_uring_setup"),
+    (libc::SYS_io_uring_register, libc::EPERM, "REGISTER"),
+    (libc::SYS_io_uring_enter, libc::EPERM, "seccomp"),
+];
+
+/// Whether there is something to forbid.
+fn is_permitted_at_all() -> bool {
+    match (AUTO.0.available)() {
+        Ok(()) => true,
+        Err(refusal) => {
+            println!("skipped: {refusal}");
+            false
+        }
+    }
+}
+
+#[test]
+fn auto_serves_without_io_uring_and_says_why() {
+    let site = Site::with(&[("a.txt", "alpha\n")]);
+    let (best, fallback) = AUTO;
+    if !is_permitted_at_all() {
+        return;
+    }
+    for (call, errno, words) in REFUSALS {
+        let case = format!("{words}, {}", io::Error::from_raw_os_error(errno));
+        for choice in [&["--engine", "auto"][..], &[]] {
+            let setup =
+                Setup::new().arg(site.root()).args(["--host", "127.0.0.1", "--port", "0"]).args(choice);
+            let mut server = filtered(setup, call, errno).start();
+            assert_eq!(server.get("/a.txt").text(), "alpha\n", "{case}");
+            server.signal(Signal::TERM);
+            server.ends_well();
+            for (text, place) in [(server.stdout(), "output"), (server.stderr(), "error")] {
+                for words in [fallback.name, best.name, words, "seccomp", "to allow it: "] {
+                    assert!(text.contains(words), "{case}: no {words:?} on standard {place}: {text}");
+                }
+            }
+            assert!(server.stdout().contains(&format!("with {} (", fallback.name)), "{}", server.stdout());
+        }
+    }
+}
+
+#[test]
+fn an_engine_asked_for_by_name_is_not_replaced() {
+    let site = Site::with(&[("a.txt", "alpha\n")]);
+    let best = AUTO.0.name;
+    if !is_permitted_at_all() {
+        return;
+    }
+    for (call, errno, words) in REFUSALS {
+        let ended = filtered(Setup::new().serving(best, &site), call, errno).run();
+        assert_eq!((ended.code, &*ended.stdout), (Some(1), ""), "{ended:?}");
+        for words in ["ringserve: ", best, words, "seccomp", "to allow it: "] {
+            assert!(ended.stderr.contains(words), "no {words:?}: {ended:?}");
+        }
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    }
+}
+
+/// The memory is counted for all threads of a user together, so any of them can be the one that is refused.
+#[test]
+fn auto_serves_with_however_little_memory_that_may_be_locked() {
+    let site = Site::with(&[("a.txt", "alpha\n")]);
+    for kibibytes in [0, 16, 64, 128, 256, 512, 1024, 2048, 8192] {
+        let setup = Setup::new().serving("auto", &site).args(["--workers", "4"]);
+        let mut server = with_memlock(setup, kibibytes << 10).start();
+        for _ in 0..8 {
+            assert_eq!(server.get("/a.txt").text(), "alpha\n", "{kibibytes} KiB");
+        }
+        server.signal(Signal::TERM);
+        server.ends_well();
+    }
+}

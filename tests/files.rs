@@ -1,0 +1,288 @@
+//! Files that are large, and files that change: between two requests, and while an answer is under way.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::common::{Client, HUGE, Server, Site, numbered_bytes, on_every_engine, serves_several};
+
+mod common;
+
+/// A change on disk is seen within this time.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// A client that has asked for a file and received the first thousand bytes of its body.
+fn begin(server: &Server, target: &str) -> (Client, usize, Vec<u8>) {
+    let mut client = Client::connect_slow(server.port);
+    client.request("GET", target, &["Connection: close"]);
+    let head = client.head();
+    assert_eq!(head.status, 200, "{target}");
+    let body = client.take(1000);
+    (client, head.body_length(), body)
+}
+
+#[test]
+fn a_large_file_arrives_byte_for_byte() {
+    let bytes = numbered_bytes((8 << 20) + 5);
+    let hash = xxh3_128(&bytes);
+    on_every_engine(|engine| {
+        let site = Site::with(&[("large.bin", &bytes)]);
+        let server = Server::start(engine, &site, &["--cache-file-max", "64KiB"]);
+        let mut client = server.connect();
+        for _ in 0..2 {
+            assert_eq!(xxh3_128(&client.get("/large.bin").body), hash);
+        }
+        for (first, last) in
+            [(0, 0), (1, 65_536), (262_143, 262_144), (7_000_001, 8_388_612), (8_388_612, 8_388_612)]
+        {
+            client.request("GET", "/large.bin", &[&format!("Range: bytes={first}-{last}")]);
+            assert_eq!(xxh3_128(&client.response().body), xxh3_128(&bytes[first..=last]), "{first}-{last}");
+        }
+        drop(client);
+        let (mut slow, length, mut body) = begin(&server, "/large.bin");
+        while body.len() < length {
+            body.extend(slow.take(200_000.min(length - body.len())));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(xxh3_128(&body), hash);
+        slow.closes();
+    });
+}
+
+#[test]
+fn many_clients_take_a_large_file_at_once() {
+    let bytes = numbered_bytes(2 << 20);
+    on_every_engine(|engine| {
+        if !serves_several(engine) {
+            return;
+        }
+        let site = Site::with(&[("large.bin", &bytes)]);
+        let server = Server::start(engine, &site, &["--cache-file-max", "64KiB"]);
+        // More of them than any engine has buffers for.
+        let mut clients: Vec<_> = (0..100).map(|_| begin(&server, "/large.bin")).collect();
+        assert_eq!(server.get("/none").status, 404, "nobody else is held up");
+        for (client, size, body) in clients.iter_mut().rev() {
+            body.extend(client.take(*size - 1000));
+            assert!(*body == bytes);
+            client.closes();
+        }
+    });
+}
+
+#[test]
+fn a_cache_too_small_for_the_site_serves_it_all_the_same() {
+    on_every_engine(|engine| {
+        let site = Site::new();
+        let body = |number: usize| vec![number as u8; 1 + number * 997 % 24_000];
+        for number in 0..250 {
+            site.write(&format!("{number}.bin"), body(number));
+        }
+        for cache in ["0", "64KiB"] {
+            let args = ["--cache-size", cache, "--cache-file-max", "16KiB", "--workers", "2"];
+            let server = Server::start(engine, &site, &args);
+            let mut client = server.connect();
+            for step in 0..500 {
+                let number = step * step * 31 % 250;
+                assert!(
+                    client.get(&format!("/{number}.bin")).body == body(number),
+                    "{number}, cache of {cache}"
+                );
+            }
+        }
+    });
+}
+
+/// What a request comes to: the status, and the start of the body.
+type Outcome = (u16, String);
+
+/// A file that is served from its descriptor.
+fn long(word: &str) -> String {
+    word.to_owned() + &"-".repeat(100_000)
+}
+
+fn outcome(status: u16, body: &str) -> Outcome {
+    (status, body.to_owned())
+}
+
+/// Asks on a new connection, which may fall to any of the threads that serve.
+fn ask(server: &Server, target: &str) -> Outcome {
+    let response = server.ask("GET", target, &["Accept-Encoding: br"]);
+    let body = if response.status == 200 { response.text() } else { String::new() };
+    (response.status, body.chars().take(12).collect())
+}
+
+#[test]
+fn changes_are_seen_within_two_seconds_and_never_taken_back() {
+    type Change = fn(&Site);
+    let changes: [(&str, Outcome, Outcome, Change); 13] = [
+        ("/edited.txt", outcome(200, "old"), outcome(200, "new"), |site| site.write("edited.txt", "new")),
+        ("/grown.txt", outcome(200, "old"), outcome(200, "new and more"), |site| {
+            site.write("grown.txt", "new and more");
+        }),
+        ("/replaced.txt", outcome(200, "old"), outcome(200, "new"), |site| {
+            site.replace("replaced.txt", "new");
+        }),
+        ("/deleted.txt", outcome(200, "old"), outcome(404, ""), |site| {
+            fs::remove_file(site.path("deleted.txt")).unwrap();
+        }),
+        ("/created.txt", outcome(404, ""), outcome(200, "new"), |site| site.write("created.txt", "new")),
+        ("/emptied.txt", outcome(200, "old"), outcome(200, ""), |site| site.write("emptied.txt", "")),
+        ("/large.txt", outcome(200, "old---------"), outcome(200, "new---------"), |site| {
+            site.replace("large.txt", long("new"));
+        }),
+        ("/swollen.txt", outcome(200, "old"), outcome(200, "new---------"), |site| {
+            site.write("swollen.txt", long("new"));
+        }),
+        ("/folder.txt", outcome(200, "old"), outcome(301, ""), |site| {
+            fs::remove_file(site.path("folder.txt")).unwrap();
+            fs::create_dir(site.path("folder.txt")).unwrap();
+        }),
+        ("/bare/", outcome(404, ""), outcome(200, "new"), |site| site.write("bare/index.html", "new")),
+        ("/link.txt", outcome(200, "one"), outcome(200, "two"), |site| {
+            symlink("two.txt", site.path("link2")).unwrap();
+            fs::rename(site.path("link2"), site.path("link.txt")).unwrap();
+        }),
+        ("/coded.txt", outcome(200, "plain"), outcome(200, "br"), |site| site.write("coded.txt.br", "br")),
+        ("/bared.txt", outcome(200, "br"), outcome(200, "plain"), |site| {
+            fs::remove_file(site.path("bared.txt.br")).unwrap();
+        }),
+    ];
+    on_every_engine(|engine| {
+        let site = Site::with(&[
+            ("one.txt", "one"),
+            ("two.txt", "two"),
+            ("coded.txt", "plain"),
+            ("bared.txt", "plain"),
+            ("bared.txt.br", "br"),
+            ("bare/x", "x"),
+            ("large.txt", &long("old")),
+        ]);
+        for name in ["edited", "grown", "replaced", "deleted", "emptied", "swollen", "folder"] {
+            site.write(&format!("{name}.txt"), "old");
+        }
+        symlink("one.txt", site.path("link.txt")).unwrap();
+        let server = Server::start(engine, &site, &["--workers", "2", "--cache-file-max", "64KiB"]);
+        for _ in 0..6 {
+            for (target, before, ..) in &changes {
+                assert_eq!(ask(&server, target), *before, "{target}");
+            }
+        }
+        for (.., change) in &changes {
+            change(&site);
+        }
+        let begin = Instant::now();
+        let mut seen = [false; 13];
+        let mut rounds_left = 10;
+        while rounds_left > 0 {
+            for ((target, before, after, _), seen) in changes.iter().zip(&mut seen) {
+                let asked = begin.elapsed();
+                let got = ask(&server, target);
+                if got != *after {
+                    assert_eq!(got, *before, "{target}: neither the old nor the new");
+                    assert!(!*seen, "{target}: it was new already, and now is old again");
+                    assert!(asked < VISIBLE_WITHIN, "{target}: still old after {asked:?}");
+                }
+                *seen |= got == *after;
+            }
+            rounds_left -= i32::from(seen.iter().all(|&seen| seen));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
+fn with_fresh_0_a_change_is_seen_at_once() {
+    on_every_engine(|engine| {
+        let site = Site::new();
+        let server = Server::start(engine, &site, &["--fresh", "0", "--cache-file-max", "64KiB"]);
+        let mut client = server.connect();
+        for round in 0..60 {
+            // The same length each time, and within the same tick of the file system's clock.
+            let small = format!("{round:03}");
+            let large = small.repeat(30_000);
+            let write = if round % 2 == 0 { Site::write } else { Site::replace };
+            write(&site, "small.txt", &small);
+            write(&site, "large.txt", &large);
+            assert_eq!(client.get("/small.txt").text(), small);
+            assert!(client.get("/large.txt").text() == large, "round {round}");
+        }
+    });
+}
+
+#[test]
+fn an_answer_under_way_is_not_mixed_with_what_replaces_its_file() {
+    on_every_engine(|engine| {
+        for (size, held_max) in [(900_000, "1MiB"), (HUGE, "1MiB")] {
+            let site = Site::with(&[("a.bin", vec![b'A'; size])]);
+            let server = Server::start(engine, &site, &["--cache-file-max", held_max, "--fresh", "0"]);
+            let (mut client, length, _) = begin(&server, "/a.bin");
+            assert_eq!(length, size);
+            site.replace("a.bin", vec![b'B'; size]);
+            let rest = client.take(size - 1000);
+            assert!(rest.iter().all(|&byte| byte == b'A'));
+            client.closes();
+            let (mut client, ..) = begin(&server, "/a.bin");
+            fs::remove_file(site.path("a.bin")).unwrap();
+            let rest = client.take(size - 1000);
+            assert!(rest.iter().all(|&byte| byte == b'B'));
+            client.closes();
+            assert_eq!(server.get("/a.bin").status, 404);
+        }
+    });
+}
+
+#[test]
+fn a_file_replaced_again_and_again_is_always_whole() {
+    on_every_engine(|engine| {
+        // Each version has a letter and a length of its own; the last three are sent from a descriptor.
+        let versions: Vec<_> =
+            (0..6).map(|n| (b'a' + n, 20_000 * (n as usize + 1))).map(|(c, n)| vec![c; n]).collect();
+        let site = Site::with(&[("a.bin", &versions[0])]);
+        let server = Server::start(engine, &site, &["--cache-file-max", "64KiB", "--fresh", "0"]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for version in versions.iter().cycle() {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    site.replace("a.bin", version);
+                }
+            });
+            let check = std::panic::AssertUnwindSafe(|| {
+                let mut client = server.connect();
+                for _ in 0..150 {
+                    let response = client.get("/a.bin");
+                    assert_eq!(response.status, 200);
+                    assert!(versions.contains(&response.body), "{} bytes of a mixture", response.body.len());
+                }
+            });
+            let result = std::panic::catch_unwind(check);
+            done.store(true, Ordering::Relaxed);
+            result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
+    });
+}
+
+#[test]
+fn a_file_cut_short_under_way_ends_the_connection_short() {
+    let bytes = numbered_bytes(HUGE);
+    on_every_engine(|engine| {
+        let site = Site::with(&[("a.bin", &bytes)]);
+        let server = Server::start(engine, &site, &["--fresh", "0"]);
+        let (mut client, length, mut body) = begin(&server, "/a.bin");
+        assert_eq!(length, HUGE);
+        let cut = 100_000;
+        File::options().write(true).open(site.path("a.bin")).unwrap().set_len(cut).unwrap();
+        let (rest, _) = client.rest();
+        body.extend(rest);
+        assert!(body.len() < HUGE, "a whole answer of a file that is not whole");
+        // sendfile(2) queues pages without a copy: those cut off while they wait there are sent as zeros.
+        let is_faithful = body.iter().zip(&bytes).all(|(sent, original)| sent == original || *sent == 0);
+        assert!(is_faithful, "something else was sent in place of what is missing");
+        assert_eq!(server.get("/a.bin").body.len() as u64, cut);
+    });
+}
