@@ -37,6 +37,7 @@ fn a_directory_is_its_index_or_a_redirect_to_it() {
             ("/sub", 301, "/sub/"),
             ("/sub?", 301, "/sub/?"),
             ("/sub?a=1&b=%20c", 301, "/sub/?a=1&b=%20c"),
+            ("/sub?\u{fc}\"<|>", 301, "/sub/?%C3%BC%22%3C%7C%3E"),
             ("/sub/deep", 301, "/sub/deep/"),
             ("/sub/.", 200, "sub"),
             ("/sub/deep/..", 200, "sub"),

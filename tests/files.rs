@@ -1,7 +1,7 @@
 //! Files that are large, and files that change: between two requests, and while an answer is under way.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,51 @@ fn a_large_file_arrives_byte_for_byte() {
         }
         assert_eq!(xxh3_128(&body), hash);
         slow.closes();
+    });
+}
+
+#[test]
+fn sizes_around_every_limit_are_whole() {
+    // What is copied, what is held in memory, what is read at once, what is sent at once.
+    let limits = [0, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20, 4 << 20];
+    let sizes = || limits.into_iter().flat_map(|limit: usize| limit.saturating_sub(2)..=limit + 1);
+    on_every_engine(|engine| {
+        let site = Site::new();
+        for size in sizes() {
+            site.write(&format!("{size}.bin"), numbered_bytes(size));
+        }
+        let server = Server::start(engine, &site, &["--cache-file-max", "64KiB"]);
+        let mut client = server.connect();
+        for size in sizes() {
+            let body = client.get(&format!("/{size}.bin")).body;
+            assert!(body == numbered_bytes(size), "{size}: {} bytes", body.len());
+        }
+    });
+}
+
+#[test]
+fn a_file_may_be_larger_than_32_bits_can_say() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("vast.bin", "start")]);
+        let size = (5_u64 << 30) + 3;
+        let file = File::options().write(true).open(site.path("vast.bin")).unwrap();
+        // A hole, which takes no room on the disk.
+        file.set_len(size - 3).unwrap();
+        file.write_all_at(b"end", size - 3).unwrap();
+        let server = Server::start(engine, &site, &[]);
+        let mut client = server.connect();
+        client.request("HEAD", "/vast.bin", &[]);
+        assert_eq!(client.head().value("content-length"), size.to_string());
+        for (range, from, body) in [("-5", size - 5, "\0\0end"), ("0-5", 0, "start\0")] {
+            client.request("GET", "/vast.bin", &[&format!("Range: bytes={range}")]);
+            let response = client.response();
+            let said = format!("bytes {from}-{}/{size}", from + body.len() as u64 - 1);
+            assert_eq!((response.text(), response.value("content-range")), (body.to_owned(), &*said));
+        }
+        client.request("GET", "/vast.bin", &[&format!("Range: bytes={}-", (4_u64 << 30) - 1_000_000)]);
+        assert_eq!(client.head().body_length() as u64, size - (4 << 30) + 1_000_000);
+        let across = client.take(2_000_000);
+        assert!(across.iter().all(|&byte| byte == 0));
     });
 }
 

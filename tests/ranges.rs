@@ -71,6 +71,8 @@ fn one_range() {
             }
             client.request("GET", target, &["Range: bytes=0-1", "Range: bytes=2-3"]);
             assert_eq!(client.response().status, 200, "a field that stands twice means nothing");
+            client.request("HEAD", target, &["Range: bytes=0-1"]);
+            assert_eq!(client.head().status, 200, "a range is for GET");
         }
     });
 }

@@ -457,24 +457,28 @@ fn who_has_finished_sending_is_still_answered() {
 
 #[test]
 fn many_clients_do_not_mix() {
+    const COUNT: usize = 120;
     on_every_engine(|engine| {
         if !serves_several(engine) {
             return;
         }
         let site = Site::new();
-        for number in 0..40 {
-            site.write(&format!("{number}.bin"), vec![number; 1 << (number / 2)]);
+        let body = |number: usize| vec![number as u8; number * number * 37 % 150_000];
+        for number in 0..COUNT {
+            site.write(&format!("{number}.bin"), body(number));
         }
-        let server = Server::start(engine, &site, &["--cache-file-max", "64KiB"]);
-        let mut clients: Vec<_> = (0..40).map(|number| (number, server.connect())).collect();
-        for round in 0..3 {
-            for (number, client) in &mut clients {
-                client.send(get(&format!("/{}.bin", (*number + round) % 40)));
-            }
-            for (number, client) in clients.iter_mut().rev() {
-                let wanted = (*number + round) % 40;
-                let body = client.response().body;
-                assert!(body == vec![wanted; 1 << (wanted / 2)], "file {wanted} for client {number}");
+        // With everything in the cache, and with everything to be looked at again for each request.
+        for fresh in ["60s", "0"] {
+            let server = Server::start(engine, &site, &["--cache-file-max", "64KiB", "--fresh", fresh]);
+            let mut clients: Vec<_> = (0..COUNT).map(|number| (number, server.connect())).collect();
+            for round in 0..3 {
+                for (number, client) in &mut clients {
+                    client.send(get(&format!("/{}.bin", (*number + round) % COUNT)));
+                }
+                for (number, client) in clients.iter_mut().rev() {
+                    let wanted = (*number + round) % COUNT;
+                    assert!(client.response().body == body(wanted), "file {wanted} for client {number}");
+                }
             }
         }
     });

@@ -25,29 +25,28 @@ mod accept;
 mod operation;
 mod probe;
 mod ring;
+mod send;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{cqueue, opcode, squeue};
-use rustix::fs::sendfile;
-use rustix::io::Errno;
 
 use crate::clock::Tick;
 use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
-use crate::http::{Chunk, Connection, Outbox};
+use crate::http::{Connection, Outbox};
 use crate::serve::{READ_MAX, Want};
 use crate::shutdown::Phase;
 
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
-use super::resident::is_resident;
+use self::send::{FileBuffers, Message};
 use super::{Capabilities, Engine, Seat, Threads};
 
 /// The table's row.
@@ -62,16 +61,8 @@ pub const ENGINE: Engine = Engine {
 
 /// Receive buffers of a thread. They are held only from a completion to its `turn`.
 const BUFFERS: u16 = 256;
-/// Memory into which spans of files are read on their way to a client, each so many bytes.
-const FILE_BUFFER: usize = 256 * 1024;
-/// Of these, a thread has at most so many. They are never held while a client is waited for.
-const FILE_BUFFERS_MAX: usize = 64;
-/// Bytes of a file that one sendfile(2) passes on before others have their turn.
-const SENDFILE_MAX: u64 = 2 << 20;
 /// Loads in flight at once; it bounds the memory of bodies that are being read.
 const LOADS_MAX: usize = 64;
-/// Slices of one message.
-const SLICES: usize = 8;
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
 /// How long a send waits where readiness cannot be waited for.
@@ -152,11 +143,6 @@ enum Task {
     Message {
         _in_flight: Box<Message>,
     },
-}
-
-struct Message {
-    header: libc::msghdr,
-    slices: [libc::iovec; SLICES],
 }
 
 struct Loop<'a> {
@@ -356,181 +342,6 @@ impl Loop<'_> {
             want => want,
         };
         self.carry_out(key, want)
-    }
-
-    /// Submits the front of the outbox.
-    fn send(&mut self, key: Key) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        let socket = Fixed(key.index);
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let (operation, entry) = match slot.outbox.front(&mut slices) {
-            Chunk::Memory { slices: 1, more } => {
-                let len = u32::try_from(slices[0].len()).unwrap_or(u32::MAX);
-                let entry = opcode::Send::new(socket, slices[0].as_ptr(), len).flags(send_flags(more));
-                (Operation::Send, entry.build())
-            }
-            Chunk::Memory { slices: count, more } => {
-                let message = Message::new(&slices[..count]);
-                let entry = opcode::SendMsg::new(socket, &raw const message.header);
-                slot.task = Task::Message { _in_flight: message };
-                (Operation::Send, entry.flags(send_flags(more) as u32).build())
-            }
-            // What is in the page cache goes straight from there to the socket, without being copied.
-            Chunk::File { len, .. }
-                if len > FILE_BUFFER as u64
-                    && self.can_install
-                    && slot.installed.is_none()
-                    && matches!(slot.task, Task::None) =>
-            {
-                (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
-            }
-            Chunk::File { file, at, len }
-                if slot.installed.is_some()
-                    && !matches!(slot.task, Task::File(..))
-                    && is_resident(file, at, len.min(SENDFILE_MAX)) =>
-            {
-                return self.sendfile(key);
-            }
-            Chunk::File { file, at, len } => {
-                if !matches!(slot.task, Task::File(..)) {
-                    let Some(buffer) = self.file_buffers.take() else {
-                        slot.task = Task::FileWaiting;
-                        self.file_buffers.waiting.push_back(key);
-                        return Ok(());
-                    };
-                    slot.task = Task::File(buffer, 0);
-                }
-                let Task::File(buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
-                let len = len.min(buffer.len() as u64) as u32;
-                let entry = opcode::Read::new(Fd(file.as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
-                (Operation::FileRead, entry.build())
-            }
-            Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
-        };
-        self.submit(key, operation, entry)
-    }
-
-    fn installed(&mut self, key: Key, result: i32) -> io::Result<()> {
-        if result < 0 {
-            // Not known to this kernel, or no descriptor left: the file is read through the ring instead.
-            self.can_install &= matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
-            slot(&mut self.slots, key).task = Task::FileWaiting;
-            return self.send(key);
-        }
-        // SAFETY: the ring has made it for us just now, and nobody else knows of it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(result) };
-        // For sendfile(2) alone: the ring's own operations do not look at the flag of a direct descriptor.
-        if rustix::io::ioctl_fionbio(&descriptor, true).is_err() {
-            return self.carry_out(key, Want::Close);
-        }
-        slot(&mut self.slots, key).installed = Some(descriptor);
-        self.send(key)
-    }
-
-    /// Sends a span of a file that is in the page cache, as much as the socket takes. This does not wait for
-    /// anything, so it needs no submission; what waits, for more room in the socket, is.
-    fn sendfile(&mut self, key: Key) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        let socket = slot.installed.as_ref().expect("the caller has looked");
-        let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])]) else {
-            unreachable!("the caller has looked")
-        };
-        let share = len.min(SENDFILE_MAX) as usize;
-        let mut offset = at;
-        match sendfile(socket, file, Some(&mut offset), share) {
-            // The file has become shorter than was promised.
-            Ok(0) => return self.carry_out(key, Want::Close),
-            Ok(n) => {
-                slot.outbox.sent(n as u64);
-                self.seat.worker.progressed(&mut slot.conn);
-                if slot.outbox.is_empty() {
-                    return self.go_on_sending(key);
-                }
-            }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return self.carry_out(key, Want::Close),
-        }
-        // Also where there is room left: others have their turn before the poll completes.
-        self.wait_until_writable(key)
-    }
-
-    fn sent(&mut self, key: Key, result: i32) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        slot.task = Task::None;
-        match result {
-            1.. => {
-                slot.outbox.sent(result as u64);
-                self.go_on_sending(key)
-            }
-            error if error == -libc::EAGAIN => self.wait_until_writable(key),
-            error if error == -libc::EINTR => self.send(key),
-            _ => self.carry_out(key, Want::Close),
-        }
-    }
-
-    fn go_on_sending(&mut self, key: Key) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        let want = if !slot.outbox.is_empty() {
-            self.seat.worker.progressed(&mut slot.conn);
-            return self.send(key);
-        } else if slot.then_close {
-            Want::Close
-        } else {
-            self.seat.worker.turn(&mut slot.conn, &[], &mut slot.outbox)
-        };
-        self.carry_out(key, want)
-    }
-
-    /// A span of a file is in its buffer: sends as much of it as the socket takes at once. What it does not
-    /// take is read again later, from the page cache, so that no slow client holds a buffer.
-    fn file_read(&mut self, key: Key, result: i32) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        let Task::File(buffer, filled) = &mut slot.task else { unreachable!("a file is read into a buffer") };
-        if matches!(-result, libc::EINTR | libc::EAGAIN) {
-            return self.send(key);
-        }
-        if result <= 0 {
-            // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            self.file_buffers.give_back(&mut slot.task);
-            return self.carry_out(key, Want::Close);
-        }
-        *filled = result as usize;
-        let more = match slot.outbox.front(&mut [IoSlice::new(&[])]) {
-            Chunk::File { len, .. } => len > result as u64,
-            _ => false,
-        };
-        let entry =
-            opcode::Send::new(Fixed(key.index), buffer.as_ptr(), result as u32).flags(send_flags(more));
-        self.submit(key, Operation::FileSend, entry.build())
-    }
-
-    fn file_sent(&mut self, key: Key, result: i32) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        let Task::File(_, filled) = slot.task else { unreachable!("a file is sent from a buffer") };
-        match result {
-            1.. => slot.outbox.sent(result as u64),
-            error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
-            _ => {
-                self.file_buffers.give_back(&mut slot.task);
-                return self.carry_out(key, Want::Close);
-            }
-        }
-        if result as usize == filled {
-            if !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. }) {
-                self.file_buffers.give_back(&mut slot.task);
-            }
-            return self.go_on_sending(key);
-        }
-        if result > 0 {
-            self.seat.worker.progressed(&mut slot.conn);
-        }
-        self.file_buffers.give_back(&mut slot.task);
-        self.wait_until_writable(key)
-    }
-
-    fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
-        let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
-        self.submit(key, Operation::Writable, entry)
     }
 
     /// Submits the next step of a load; goes on with its connection when there is none.
@@ -751,52 +562,4 @@ fn live(slots: &mut [Option<Box<Slot>>], key: Key) -> Option<&mut Slot> {
 /// The slot of a connection that something was in flight for, so that it cannot be gone.
 fn slot(slots: &mut [Option<Box<Slot>>], key: Key) -> &mut Slot {
     live(slots, key).expect("a slot is freed when its last completion is in")
-}
-
-/// Of every send. None waits inside the kernel: to a client that has ended its own side it would spin there,
-/// and then tie up a kernel thread.
-fn send_flags(more: bool) -> i32 {
-    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 }
-}
-
-impl Message {
-    /// A message of slices that stay in place as long as it is in flight.
-    fn new(slices: &[IoSlice]) -> Box<Message> {
-        // SAFETY: plain C structs, for which all zeros is "nothing".
-        let mut message: Box<Message> = Box::new(unsafe { std::mem::zeroed() });
-        for (into, slice) in message.slices.iter_mut().zip(slices) {
-            *into = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
-        }
-        message.header.msg_iov = message.slices.as_mut_ptr();
-        message.header.msg_iovlen = slices.len();
-        message
-    }
-}
-
-/// Buffers for spans of files, made when first needed.
-#[derive(Default)]
-struct FileBuffers {
-    free: Vec<Box<[u8]>>,
-    made: usize,
-    waiting: VecDeque<Key>,
-}
-
-impl FileBuffers {
-    fn has_one(&self) -> bool {
-        !self.free.is_empty() || self.made < FILE_BUFFERS_MAX
-    }
-
-    fn take(&mut self) -> Option<Box<[u8]>> {
-        if self.free.is_empty() && self.made < FILE_BUFFERS_MAX {
-            self.made += 1;
-            self.free.push(vec![0; FILE_BUFFER].into_boxed_slice());
-        }
-        self.free.pop()
-    }
-
-    fn give_back(&mut self, task: &mut Task) {
-        if let Task::File(buffer, _) = std::mem::replace(task, Task::None) {
-            self.free.push(buffer);
-        }
-    }
 }
