@@ -82,7 +82,8 @@ impl Setup {
         let mut server = self.spawn();
         let url = server.stdout.wait_for(|text| url_of(text).map(str::to_owned));
         let Some(url) = url else {
-            panic!("the server did not start: {}{}", server.stdout(), server.stderr());
+            let status = server.child.try_wait();
+            panic!("the server did not start: {status:?}: {}{}", server.stdout(), server.stderr());
         };
         let port = url.trim_end_matches('/').rsplit(':').next().unwrap();
         server.port = port.parse().unwrap_or_else(|_| panic!("no port in {url:?}"));
