@@ -23,7 +23,7 @@ use crate::shutdown::{Phase, Shutdown};
 /// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// Bytes that may wait in a socket without being on their way.
-const NOTSENT_LOWAT: u32 = 256 << 10;
+const NOTSENT_LOWAT: u32 = 1 << 20;
 /// Descriptors counted on, however high the limit is.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Memory for files, where neither an option nor a control group says otherwise.
