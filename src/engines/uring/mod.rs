@@ -30,7 +30,8 @@ mod send;
 use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
@@ -124,8 +125,15 @@ struct Slot {
     /// Nothing but a close is wanted behind the send in flight.
     then_close: bool,
     /// The same socket as a descriptor of the process, while a large file is being sent.
-    installed: Option<OwnedFd>,
+    installed: Option<Installed>,
     task: Task,
+}
+
+/// A direct descriptor as one of the process.
+struct Installed {
+    socket: OwnedFd,
+    /// The span of a file that was last found in the page cache.
+    resident: (RawFd, Range<u64>),
 }
 
 /// What an operation in flight borrows beside the outbox. Boxed, so that it stays in place.

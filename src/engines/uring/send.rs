@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
@@ -20,7 +20,7 @@ use crate::http::Chunk;
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
-use super::{Loop, Task, slot};
+use super::{Installed, Loop, Task, slot};
 
 /// Memory into which spans of files are read on their way to a client, each so many bytes.
 const FILE_BUFFER: usize = 256 * 1024;
@@ -59,9 +59,11 @@ impl Loop<'_> {
                 (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
             }
             Chunk::File { file, at, len }
-                if slot.installed.is_some()
-                    && !matches!(slot.task, Task::File(..))
-                    && is_resident(file, at, len.min(SENDFILE_MAX)) =>
+                if !matches!(slot.task, Task::File(..))
+                    && slot
+                        .installed
+                        .as_mut()
+                        .is_some_and(|installed| installed.finds_resident(file, at, len)) =>
             {
                 return self.sendfile(key);
             }
@@ -97,7 +99,7 @@ impl Loop<'_> {
         if rustix::io::ioctl_fionbio(&descriptor, true).is_err() {
             return self.carry_out(key, Want::Close);
         }
-        slot(&mut self.slots, key).installed = Some(descriptor);
+        slot(&mut self.slots, key).installed = Some(Installed { socket: descriptor, resident: (-1, 0..0) });
         self.send(key)
     }
 
@@ -105,11 +107,11 @@ impl Loop<'_> {
     /// anything, so it needs no submission; what waits, for more room in the socket, is.
     fn sendfile(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let socket = slot.installed.as_ref().expect("the caller has looked");
+        let Installed { socket, resident } = slot.installed.as_ref().expect("the caller has looked");
         let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])]) else {
             unreachable!("the caller has looked")
         };
-        let share = len.min(SENDFILE_MAX) as usize;
+        let share = len.min(resident.1.end - at) as usize;
         let mut offset = at;
         match sendfile(socket, file, Some(&mut offset), share) {
             // The file has become shorter than was promised.
@@ -205,6 +207,21 @@ impl Loop<'_> {
     fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
+    }
+}
+
+impl Installed {
+    /// Whether the next span of a file is in the page cache. What was found there is not asked for again each
+    /// time that the socket has taken a part of it.
+    fn finds_resident(&mut self, file: BorrowedFd, at: u64, len: u64) -> bool {
+        let (known, span) = &self.resident;
+        if *known == file.as_raw_fd() && span.contains(&at) {
+            return true;
+        }
+        let len = len.min(SENDFILE_MAX);
+        let found = is_resident(file, at, len);
+        self.resident = if found { (file.as_raw_fd(), at..at + len) } else { (-1, 0..0) };
+        found
     }
 }
 
