@@ -22,8 +22,6 @@ use crate::shutdown::{Phase, Shutdown};
 
 /// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-/// Bytes that may wait in a socket without being on their way.
-const NOTSENT_LOWAT: u32 = 1 << 20;
 /// Descriptors counted on, however high the limit is.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Memory for files, where neither an option nor a control group says otherwise.
@@ -35,11 +33,12 @@ const CACHE_SIZE: u64 = 256 << 20;
 /// What kept the server from starting, or has broken it.
 pub fn run(mut options: Options) -> Result<(), String> {
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
+    let descriptors = Descriptors::raise();
     options.rules.memory_max = cache_size.saturating_mul(2);
+    options.rules.memory_files_max = descriptors.for_memory() as u64;
     let site = Site::open(&options.root, options.rules.clone()).map_err(|error| {
         format!("cannot serve {}: {error}; give an existing folder", options.root.display())
     })?;
-    let descriptors = Descriptors::raise();
 
     let (events, inbox) = channel();
     // From here on a signal is an event, and no longer the end of the process.
@@ -433,10 +432,6 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     }
     // Accepted sockets inherit it. Answers leave in one piece, so there is nothing to wait for.
     socket.set_tcp_nodelay(true)?;
-    // Likewise: a socket takes more as soon as so much is not on its way yet. Without it, one that has grown
-    // a large buffer takes nothing until a third of that is empty, and a slow client's steady progress would
-    // not be seen.
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     Ok(socket)
 }
 
@@ -467,13 +462,18 @@ impl Descriptors {
 
     /// Large files that the caches keep open.
     fn for_cache(self) -> usize {
-        (self.limit / 8).clamp(1, 4096)
+        (self.limit / 16).clamp(1, 4096)
+    }
+
+    /// Files in memory.
+    fn for_memory(self) -> usize {
+        self.for_cache()
     }
 
     /// Sockets of clients: what is left of the limit beside the caches and a reserve for loads and ourselves.
     fn for_connections(self) -> usize {
         let reserve = (self.limit / 4).clamp(16, 512);
-        self.limit.saturating_sub(self.for_cache() + reserve).max(1)
+        self.limit.saturating_sub(self.for_cache() + self.for_memory() + reserve).max(1)
     }
 }
 
@@ -489,7 +489,8 @@ mod tests {
     fn descriptors_are_never_promised_twice() {
         for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
             let descriptors = Descriptors { limit };
-            assert!(descriptors.for_cache() + descriptors.for_connections() < limit, "{limit}");
+            let caches = descriptors.for_cache() + descriptors.for_memory();
+            assert!(caches + descriptors.for_connections() < limit, "{limit}");
         }
     }
 

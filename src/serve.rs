@@ -13,7 +13,8 @@
 //! }
 //! ```
 //!
-//! Past `connection.deadline()` it calls `late`, up to a second later than that. `turn` is never called while
+//! Past `connection.deadline()` it calls `late`, up to a second later than that; for a send that is stuck it
+//! asks `is_still_taking` first. `turn` is never called while
 //! something of the outbox is still being sent: who does not read answers is not read from.
 
 use std::borrow::Cow;
@@ -157,6 +158,12 @@ impl Worker {
     #[inline]
     pub fn progressed(&self, conn: &mut Connection) {
         conn.wait_for_send(self.clock.now(), &self.limits);
+    }
+
+    /// A send has been stuck until the deadline, while `queued` bytes are in the socket's queue: whether to
+    /// wait on. To be asked instead of [`Worker::late`].
+    pub fn is_still_taking(&self, conn: &mut Connection, queued: u32) -> bool {
+        conn.is_still_taking(self.clock.now(), &self.limits, queued)
     }
 
     /// (1) Takes the bytes in place, or what was held back with the new ones behind it; (2) answers request

@@ -141,6 +141,27 @@ fn who_takes_little_by_little_is_served_to_the_end() {
     });
 }
 
+/// A socket that was full has room for more only when much of it is empty. Who empties it more slowly than
+/// that within the timeout is slow, not gone.
+#[test]
+fn who_takes_next_to_nothing_at_a_time_is_served_to_the_end() {
+    on_every_engine(|engine| {
+        let site = site();
+        let server = Server::start(engine, &site, &["--send-timeout", "1s"]);
+        let mut client = Client::connect_slow(server.port);
+        client.request("GET", "/huge.bin", &[]);
+        let length = client.head().body_length();
+        let begin = Instant::now();
+        let mut taken = 0;
+        while begin.elapsed() < Duration::from_secs(4) {
+            taken += client.take(8 * 1024).len();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        client.take(length - taken);
+        assert_eq!(client.get("/a.txt").text(), "alpha\n");
+    });
+}
+
 #[test]
 fn heads_have_a_size() {
     let long = |size: usize| "x".repeat(size);

@@ -110,7 +110,7 @@ fn send(outbox: &mut Outbox, output: &mut Vec<u8>, manner: &mut Manner) -> bool 
             output.extend_from_slice(&bytes[..n]);
             n
         }
-        Chunk::File { file, at, len } => {
+        Chunk::File { file, at, len, .. } => {
             let mut bytes = vec![0; manner.share(len as usize)];
             let file = File::from(file.try_clone_to_owned().unwrap());
             file.read_exact_at(&mut bytes, at).unwrap();
@@ -300,11 +300,12 @@ fn who_does_not_read_is_not_read_from() {
     let mut queued = 0;
     while !client.outbox.is_empty() {
         let mut slices = [IoSlice::new(&[]); 1];
-        match client.outbox.front(&mut slices) {
-            Chunk::Memory { .. } => queued += slices[0].len(),
+        let n = match client.outbox.front(&mut slices) {
+            Chunk::File { len, in_memory: true, .. } => len,
+            Chunk::Memory { .. } => slices[0].len() as u64,
             other => panic!("{other:?}"),
-        }
-        let n = slices[0].len() as u64;
+        };
+        queued += n;
         client.outbox.sent(n);
     }
     assert!(queued < 50 * 160_400, "{queued} bytes queued");

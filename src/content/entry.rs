@@ -3,17 +3,15 @@
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use rustix::fs::Stat;
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::http::conditional::Validators;
 use crate::http::negotiate::{Coding, Codings};
 use crate::http::reply::Bytes;
-use crate::http::{Blob, Status, date};
+use crate::http::{Status, date};
 
+use super::body::Body;
 use super::mime;
 use super::path;
 
@@ -61,15 +59,6 @@ pub struct File {
     pub settled: bool,
 }
 
-/// A file's bytes.
-#[derive(Clone, Debug)]
-pub enum Body {
-    /// Held in memory.
-    Memory(Blob),
-    /// Held as an open descriptor.
-    Descriptor(Arc<OwnedFd>),
-}
-
 /// What tells one state of a file from another, as far as `fstat(2)` can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -114,10 +103,7 @@ pub(super) struct Parts<'a> {
 
 impl File {
     pub(super) fn new(parts: Parts) -> File {
-        let size = match &parts.body {
-            Body::Memory(blob) => blob.bytes().len() as u64,
-            Body::Descriptor(_) => parts.identity.size,
-        };
+        let size = parts.body.bytes().size();
         // A date in the future is sent as the present (RFC 9110 section 8.8.2.1).
         let modified = u64::try_from(parts.identity.modified.0).unwrap_or(0).min(parts.now);
         let etag = etag(&parts, size);
@@ -168,15 +154,12 @@ impl File {
     /// Its bytes.
     #[inline]
     pub fn bytes(&self) -> Bytes<'_> {
-        match &self.body {
-            Body::Memory(blob) => Bytes::Memory(blob),
-            Body::Descriptor(file) => Bytes::File(file, self.identity.size),
-        }
+        self.body.bytes()
     }
 
-    /// Whether its bytes are behind a descriptor.
-    pub(super) fn is_descriptor(&self) -> bool {
-        matches!(self.body, Body::Descriptor(_))
+    /// Whether its bytes are still on the disk.
+    pub(super) fn is_on_disk(&self) -> bool {
+        self.body.is_on_disk()
     }
 
     /// Its body, to be taken over by an entry that takes the place of this one.
@@ -244,22 +227,16 @@ impl Entry {
     /// Bytes of memory it takes, about.
     pub fn weight(&self) -> usize {
         let held = match self {
-            Entry::File(file) => {
-                let body = match &file.body {
-                    Body::Memory(blob) => blob.bytes().len(),
-                    Body::Descriptor(_) => 0,
-                };
-                body + file.head.len() + file.name.count_bytes()
-            }
+            Entry::File(file) => file.body.weight() + file.head.len() + file.name.count_bytes(),
             Entry::Redirect(redirect) => redirect.location.len(),
             Entry::Nothing(_) => 0,
         };
         held + size_of::<Entry>()
     }
 
-    /// Whether it keeps a descriptor open.
+    /// Whether it keeps a file of the file system open.
     pub fn holds_descriptor(&self) -> bool {
-        matches!(self, Entry::File(file) if file.is_descriptor())
+        matches!(self, Entry::File(file) if file.is_on_disk())
     }
 }
 
@@ -268,11 +245,9 @@ impl Entry {
 /// stands the coding, since two siblings may agree in all else (section 8.8.3.3).
 fn etag(parts: &Parts, size: u64) -> String {
     let coding = parts.coding.map_or("", Coding::name);
-    match &parts.body {
-        Body::Memory(blob) => format!("\"{:032x}{coding}\"", xxh3_128(blob.bytes())),
-        Body::Descriptor(_) => {
-            let (seconds, nanoseconds) = parts.identity.modified;
-            format!("\"{size:x}-{seconds:x}.{nanoseconds:x}{coding}\"")
-        }
+    if let Some(hash) = parts.body.hash() {
+        return format!("\"{hash:032x}{coding}\"");
     }
+    let (seconds, nanoseconds) = parts.identity.modified;
+    format!("\"{size:x}-{seconds:x}.{nanoseconds:x}{coding}\"")
 }

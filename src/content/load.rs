@@ -13,10 +13,11 @@ use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::http::Status;
 use crate::http::negotiate::{Coding, Codings};
-use crate::http::{Blob, Status};
 
-use super::entry::{Body, Entry, File, Identity, Parts};
+use super::body::Body;
+use super::entry::{Entry, File, Identity, Parts};
 use super::site::Site;
 
 /// How often an operation is tried again that another process got in the way of.
@@ -268,7 +269,7 @@ impl Load {
             && known.identity == identity
             && known.settled
             // What once was too much for the memory may fit by now; its tag should be that of its bytes.
-            && !(known.is_descriptor() && self.site.may_hold(identity.size))
+            && !(known.is_on_disk() && self.site.may_hold(identity.size))
         {
             let (body, settled) = (known.body().clone(), true);
             return self.found(Found { name, identity, body, settled, siblings: Codings::default() });
@@ -282,7 +283,7 @@ impl Load {
             }
             _ => {
                 let settled = identity.is_settled(now());
-                let body = Body::Descriptor(Arc::new(file));
+                let body = Body::on_disk(file, identity.size);
                 self.found(Found { name, identity, body, settled, siblings: Codings::default() })
             }
         }
@@ -299,7 +300,7 @@ impl Load {
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
-        let body = Body::Memory(Blob::new(buffer, self.site.ledger()));
+        let body = self.site.hold(buffer);
         self.found(Found { name, identity, body, settled, siblings: Codings::default() })
     }
 
@@ -321,7 +322,7 @@ impl Load {
         if let Some(known) = &self.known
             && let Entry::File(file) = &**known
             && file.settled
-            && file.is_descriptor() == matches!(found.body, Body::Descriptor(_))
+            && file.is_on_disk() == found.body.is_on_disk()
             && (file.identity, file.siblings, &*file.name) == (found.identity, found.siblings, &*found.name)
         {
             return State::Done(known.clone());

@@ -3,6 +3,7 @@
 //! This room says *which* bytes; only an engine says how they get to the client or from the disk.
 
 pub mod answer;
+pub mod body;
 pub mod cache;
 pub mod entry;
 pub mod load;

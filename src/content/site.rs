@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat, readlink};
 
 use crate::http::Ledger;
 
+use super::body::Body;
 use super::cache::Changes;
 
 /// Which symbolic links are followed.
@@ -40,6 +41,8 @@ pub struct Rules {
     /// Bytes of bodies that may be in memory, cached or still being sent; a file that does not fit is served
     /// from its descriptor instead.
     pub memory_max: u64,
+    /// Bodies that may be in memory as files, each of which takes a descriptor.
+    pub memory_files_max: u64,
 }
 
 impl Default for Rules {
@@ -51,6 +54,7 @@ impl Default for Rules {
             cache_control: None,
             cache_file_max: 1 << 20,
             memory_max: 512 << 20,
+            memory_files_max: 64,
         }
     }
 }
@@ -125,6 +129,11 @@ impl Site {
     /// Whether a body of so many bytes may be held in memory now.
     pub fn may_hold(&self, size: u64) -> bool {
         size <= self.rules.cache_file_max && self.ledger.alive() + size <= self.rules.memory_max
+    }
+
+    /// Holds a body in memory.
+    pub(super) fn hold(&self, bytes: Vec<u8>) -> Body {
+        Body::in_memory(bytes, &self.ledger, self.rules.memory_files_max)
     }
 
     /// The names to open, relative to the root, for a canonical path: itself, or a directory's index files.

@@ -21,6 +21,7 @@ mod blocking;
 mod epoll;
 mod resident;
 mod session;
+mod transfer;
 pub mod uring;
 
 /// Every engine, in the order in which help and tests show them.

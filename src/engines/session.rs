@@ -5,26 +5,22 @@
 //! and the writing itself, one system call each. That part is the same for all of them and stands here. How
 //! they learn it is what tells them apart, and stands in each engine's own file.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, openat2, sendfile};
+use rustix::fs::{Mode, openat2};
 use rustix::io::{Errno, pread};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 
 use crate::clock::Tick;
 use crate::content::{Load, Loaded, Step};
-use crate::http::{Chunk, Connection, Outbox};
+use crate::http::{Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
+
+use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
 const STEPS_MAX: usize = 32;
-/// Bytes of a file handed to the socket before others have their turn.
-const FILE_SHARE: usize = 2 << 20;
-/// Slices shown to the kernel at once.
-const SLICES: usize = 8;
-
 /// Memory that one thread lends to whichever connection it is busy with, so that idle ones hold none.
 #[derive(Debug)]
 pub struct Desk {
@@ -89,7 +85,10 @@ impl Session {
     /// The deadline has passed. To be followed by [`Session::advance`].
     pub fn late(&mut self, worker: &mut Worker) {
         self.want = match self.want {
-            // What could not be sent by now will not be, and nothing can be said behind half an answer.
+            Want::Send { then_close } if worker.is_still_taking(&mut self.conn, queued(&self.socket)) => {
+                Want::Send { then_close }
+            }
+            // Nothing can be said behind half an answer.
             Want::Send { .. } => Want::Close,
             _ => worker.late(&mut self.conn, &mut self.outbox),
         };
@@ -108,7 +107,6 @@ impl Session {
     }
 
     fn advance_with(&mut self, worker: &mut Worker, buffer: &mut [u8]) -> Wait {
-        let mut file_share = FILE_SHARE;
         for _ in 0..STEPS_MAX {
             let Session { conn, outbox, .. } = self;
             self.want = match std::mem::replace(&mut self.want, Want::Close) {
@@ -129,20 +127,21 @@ impl Session {
                     }
                     Err(_) => return Wait::Over,
                 },
-                Want::Send { then_close } => match send_all(&self.socket, outbox, &mut file_share) {
-                    Sent::All if then_close => return Wait::Over,
-                    Sent::All => worker.turn(conn, &[], outbox),
-                    Sent::Some(wait) => {
+                Want::Send { then_close } => {
+                    let (sent, progress) = send_now(&self.socket, outbox, |_, _, len| len);
+                    if progress {
                         worker.progressed(conn);
-                        self.want = Want::Send { then_close };
-                        return wait;
                     }
-                    Sent::None => {
-                        self.want = Want::Send { then_close };
-                        return Wait::Writable;
+                    match sent {
+                        Sent::All if then_close => return Wait::Over,
+                        Sent::All => worker.turn(conn, &[], outbox),
+                        Sent::Failed => return Wait::Over,
+                        Sent::UntilFull | Sent::Share | Sent::UntilDisk => {
+                            self.want = Want::Send { then_close };
+                            return if sent == Sent::UntilFull { Wait::Writable } else { Wait::Turn };
+                        }
                     }
-                    Sent::Failed => return Wait::Over,
-                },
+                }
                 Want::Load(load) => {
                     let loaded = do_load(*load);
                     worker.loaded(conn, loaded, outbox)
@@ -162,70 +161,6 @@ impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// How a send has gone.
-enum Sent {
-    /// Everything, the outbox is empty.
-    All,
-    /// Something; then the socket was full, or the share of this turn used up.
-    Some(Wait),
-    /// Nothing: the socket was full from the start.
-    None,
-    /// The client has gone, or a file was cut short: the answer cannot be completed.
-    Failed,
-}
-
-fn send_all(socket: &OwnedFd, outbox: &mut Outbox, file_share: &mut usize) -> Sent {
-    let mut progress = false;
-    loop {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let shown;
-        let result = match outbox.front(&mut slices) {
-            Chunk::Empty => return Sent::All,
-            Chunk::Memory { slices: count, more } => {
-                shown = slices[..count].iter().map(|slice| slice.len()).sum();
-                let flags = SendFlags::NOSIGNAL | if more { SendFlags::MORE } else { SendFlags::empty() };
-                match &slices[..count] {
-                    [one] => send(socket, one, flags),
-                    several => sendmsg(socket, several, &mut SendAncillaryBuffer::default(), flags),
-                }
-            }
-            Chunk::File { .. } if *file_share == 0 => return Sent::Some(Wait::Turn),
-            Chunk::File { file, at, len } => {
-                let mut offset = at;
-                shown = usize::try_from(len).unwrap_or(usize::MAX).min(*file_share);
-                match sendfile(socket, file, Some(&mut offset), shown) {
-                    // The file has become shorter than was promised.
-                    Ok(0) => return Sent::Failed,
-                    result => {
-                        *file_share -= result.unwrap_or(0);
-                        result
-                    }
-                }
-            }
-        };
-        match result {
-            Ok(n) => {
-                outbox.sent(n as u64);
-                progress = true;
-                // Less than was shown: most likely the socket is full, and asking costs less than trying.
-                if n < shown && is_full(socket) {
-                    return Sent::Some(Wait::Writable);
-                }
-            }
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if progress => return Sent::Some(Wait::Writable),
-            Err(Errno::AGAIN) => return Sent::None,
-            Err(_) => return Sent::Failed,
-        }
-    }
-}
-
-/// Whether the socket has no room. If so the kernel marks it, and tells of it when there is some again.
-fn is_full(socket: &OwnedFd) -> bool {
-    let mut asked = [PollFd::new(socket, PollFlags::OUT)];
-    poll(&mut asked, Some(&Timespec::default())) == Ok(0)
 }
 
 /// Does a load on this thread; a slow disk holds up everybody this thread serves.

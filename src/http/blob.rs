@@ -1,19 +1,31 @@
-//! Bytes of a body held in memory, shared by the cache and by the answers under way.
+//! Bytes of a body, shared by the cache and by the answers under way: in memory, or behind a descriptor.
 //!
-//! A [`Ledger`] counts the bytes of all living blobs, those that the cache has already dropped and only a
-//! slow client still holds included. That is what makes a memory limit true.
+//! A [`Ledger`] counts the bytes in memory of all that live, those that the cache has already dropped and
+//! only a slow client still holds included. That is what makes a memory limit true.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts the bytes of the blobs made with it; clones count together.
+/// Counts what the bodies made with it take; clones count together.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger(Arc<AtomicU64>);
+pub struct Ledger(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    bytes: AtomicU64,
+    files: AtomicU64,
+}
 
 impl Ledger {
-    /// Bytes of all blobs alive.
+    /// Bytes of memory of all bodies alive.
     pub fn alive(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Files in memory among them; each has a descriptor.
+    pub fn files(&self) -> u64 {
+        self.0.files.load(Ordering::Relaxed)
     }
 }
 
@@ -30,7 +42,7 @@ struct Held {
 impl Blob {
     /// Takes the bytes over and enters them into the ledger until the last clone is dropped.
     pub fn new(bytes: Vec<u8>, ledger: &Ledger) -> Blob {
-        ledger.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        ledger.0.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Blob(Arc::new(Held { bytes: bytes.into_boxed_slice(), ledger: ledger.clone() }))
     }
 
@@ -42,7 +54,55 @@ impl Blob {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.ledger.0.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+        self.ledger.0.bytes.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// An open file that is sent from. Nothing here reads it.
+#[derive(Debug)]
+pub struct Source {
+    descriptor: OwnedFd,
+    size: u64,
+    /// Set where the file is in memory and nobody else has it.
+    ledger: Option<Ledger>,
+}
+
+impl Source {
+    /// A file of the file system, `size` bytes of it. It may change, and its disk may be slow.
+    pub fn on_disk(descriptor: OwnedFd, size: u64) -> Source {
+        Source { descriptor, size, ledger: None }
+    }
+
+    /// A file in memory that never changes, entered into the ledger until it is dropped.
+    pub fn in_memory(descriptor: OwnedFd, size: u64, ledger: &Ledger) -> Source {
+        ledger.0.bytes.fetch_add(size, Ordering::Relaxed);
+        ledger.0.files.fetch_add(1, Ordering::Relaxed);
+        Source { descriptor, size, ledger: Some(ledger.clone()) }
+    }
+
+    /// Bytes in it.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether it is in memory, so that no disk is ever waited for.
+    pub fn is_in_memory(&self) -> bool {
+        self.ledger.is_some()
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.0.bytes.fetch_sub(self.size, Ordering::Relaxed);
+            ledger.0.files.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -59,5 +119,17 @@ mod tests {
         assert_eq!(ledger.alive(), 100);
         drop(clone);
         assert_eq!(ledger.alive(), 0);
+    }
+
+    #[test]
+    fn a_file_in_memory_counts_and_one_on_disk_does_not() {
+        let pipe = || OwnedFd::from(std::io::pipe().unwrap().0);
+        let ledger = Ledger::default();
+        let disk = Source::on_disk(pipe(), 100);
+        let memory = Source::in_memory(pipe(), 50, &ledger);
+        assert_eq!((disk.is_in_memory(), memory.is_in_memory()), (false, true));
+        assert_eq!((ledger.alive(), ledger.files()), (50, 1));
+        drop((disk, memory));
+        assert_eq!((ledger.alive(), ledger.files()), (0, 0));
     }
 }

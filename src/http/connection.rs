@@ -19,6 +19,8 @@ pub const BODY_MAX: u64 = 64 * 1024;
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
 /// How long it reads and drops in all.
 const LINGER_MAX: Duration = Duration::from_secs(10);
+/// A send that is stuck is looked at so many times within its timeout.
+const SEND_CHECKS: u32 = 8;
 
 /// Times and sizes a connection is held to.
 #[derive(Clone, Debug)]
@@ -90,7 +92,11 @@ enum Stage {
     Head,
     Body,
     Load,
-    Send,
+    /// Given up at `until`; `queued` bytes were in the socket's own queue when that was last looked at.
+    Send {
+        queued: u32,
+        until: Tick,
+    },
     Linger {
         until: Tick,
     },
@@ -240,8 +246,19 @@ impl Connection {
     /// Sets the deadline for a send; called again whenever it has made progress.
     #[inline]
     pub fn wait_for_send(&mut self, now: Tick, limits: &Limits) {
-        self.stage = Stage::Send;
-        self.deadline = now.after(limits.send_timeout);
+        self.stage = Stage::Send { queued: u32::MAX, until: now.after(limits.send_timeout) };
+        self.deadline = now.after(limits.send_timeout / SEND_CHECKS);
+    }
+
+    /// A send has been stuck until the deadline, while `queued` bytes are in the socket's queue. Says whether
+    /// it may go on, and sets the deadline anew: a slow client takes from that queue long before the socket
+    /// has room for more.
+    pub fn is_still_taking(&mut self, now: Tick, limits: &Limits, queued: u32) -> bool {
+        let Stage::Send { queued: before, until } = self.stage else { return true };
+        let until = if queued < before { now.after(limits.send_timeout) } else { until };
+        self.stage = Stage::Send { queued: queued.min(before), until };
+        self.deadline = now.after(limits.send_timeout / SEND_CHECKS).min(until);
+        now < until
     }
 
     /// A load has no deadline: a disk answers when it answers.

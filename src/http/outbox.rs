@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::blob::Blob;
+use super::blob::{Blob, Source};
 
 /// Text is collected up to about this many bytes before it must be sent; a single answer may pass it.
 pub const TEXT_MAX: usize = 64 * 1024;
@@ -30,7 +30,7 @@ enum Part {
     /// A piece of `Outbox::text`.
     Text(Range<usize>),
     Shared(Blob, Range<usize>),
-    File(Arc<OwnedFd>, Range<u64>),
+    File(Arc<Source>, Range<u64>),
 }
 
 /// What stands at the front of the queue, to be sent next.
@@ -51,6 +51,8 @@ pub enum Chunk<'a> {
         at: u64,
         /// Number of bytes, never 0.
         len: u64,
+        /// Whether the file is in memory, so that no disk is ever waited for.
+        in_memory: bool,
     },
     /// Nothing is left to send.
     Empty,
@@ -80,7 +82,7 @@ impl Outbox {
     }
 
     /// Appends a span of a file, by descriptor.
-    pub fn file(&mut self, file: &Arc<OwnedFd>, range: Range<u64>) {
+    pub fn file(&mut self, file: &Arc<Source>, range: Range<u64>) {
         if !range.is_empty() {
             self.parts.push_back(Part::File(file.clone(), range));
         }
@@ -94,7 +96,12 @@ impl Outbox {
                 Part::Text(range) => &self.text[range.clone()],
                 Part::Shared(blob, range) => &blob.bytes()[range.clone()],
                 Part::File(file, range) if count == 0 => {
-                    return Chunk::File { file: file.as_fd(), at: range.start, len: range.end - range.start };
+                    return Chunk::File {
+                        file: file.as_fd(),
+                        at: range.start,
+                        len: range.end - range.start,
+                        in_memory: file.is_in_memory(),
+                    };
                 }
                 Part::File(..) => break,
             };
@@ -196,7 +203,7 @@ mod tests {
 
     #[test]
     fn text_side_by_side_is_one_slice_and_more_is_told() {
-        let file = Arc::new(OwnedFd::from(std::io::pipe().unwrap().0));
+        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9));
         let mut out = Outbox::default();
         out.text(b"a");
         out.text(b"b");

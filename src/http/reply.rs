@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::blob::Blob;
+use super::blob::{Blob, Source};
 use super::outbox::Outbox;
 use super::status::Status;
 
@@ -53,8 +52,8 @@ pub enum ContentRange {
 pub enum Bytes<'a> {
     /// In memory.
     Memory(&'a Blob),
-    /// Behind a descriptor, `u64` bytes of it.
-    File(&'a Arc<OwnedFd>, u64),
+    /// Behind a descriptor.
+    File(&'a Arc<Source>),
 }
 
 /// The body of an answer.
@@ -187,7 +186,7 @@ impl Bytes<'_> {
     pub fn size(&self) -> u64 {
         match self {
             Bytes::Memory(blob) => blob.bytes().len() as u64,
-            Bytes::File(_, size) => *size,
+            Bytes::File(file) => file.size(),
         }
     }
 
@@ -202,7 +201,7 @@ impl Bytes<'_> {
                     out.shared(blob, span);
                 }
             }
-            Bytes::File(file, _) => out.file(file, span),
+            Bytes::File(file) => out.file(file, span),
         }
     }
 }

@@ -30,8 +30,7 @@ mod send;
 use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
-use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
@@ -47,7 +46,7 @@ use crate::shutdown::Phase;
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
-use self::send::{FileBuffers, Message};
+use self::send::{FileBuffers, Message, Resident};
 use super::{Capabilities, Engine, Seat, Threads};
 
 /// The table's row.
@@ -124,7 +123,7 @@ struct Slot {
     late: bool,
     /// Nothing but a close is wanted behind the send in flight.
     then_close: bool,
-    /// The same socket as a descriptor of the process, while a large file is being sent.
+    /// The same socket as a descriptor of the process, once a file has been sent.
     installed: Option<Installed>,
     task: Task,
 }
@@ -132,8 +131,7 @@ struct Slot {
 /// A direct descriptor as one of the process.
 struct Installed {
     socket: OwnedFd,
-    /// The span of a file that was last found in the page cache.
-    resident: (RawFd, Range<u64>),
+    resident: Resident,
 }
 
 /// What an operation in flight borrows beside the outbox. Boxed, so that it stays in place.
@@ -236,7 +234,8 @@ impl Loop<'_> {
             Operation::FileRead => self.file_read(key, result),
             Operation::FileSend => self.file_sent(key, result),
             // It was waited for in vain.
-            Operation::Writable if late => self.carry_out(key, Want::Close),
+            Operation::Writable if late => self.ask_queued(key),
+            Operation::Queued => self.queued(key, result),
             // A client that has ended its own side and yet does not read: the ring's poll always tells of the
             // first and so cannot be used to wait for the second.
             Operation::Writable if result == libc::EPOLLRDHUP => {
@@ -270,8 +269,11 @@ impl Loop<'_> {
         self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
         match want {
             Want::Read => {
-                // Idle, it holds no memory and no descriptor.
-                slot.installed = None;
+                if let Some(installed) = &mut slot.installed {
+                    // It may be gone by the next time.
+                    installed.resident = Resident::NONE;
+                }
+                // Idle, it holds no memory.
                 debug_assert!(slot.outbox.is_empty());
                 let outbox = std::mem::take(&mut slot.outbox);
                 if self.spare.len() < SPARE_MAX {
@@ -447,8 +449,11 @@ impl Loop<'_> {
                     }
                     // These end by themselves, and soon.
                     Some(_) => {}
-                    // It waits for a buffer or a pause to end, and has done so for too long.
-                    None => self.carry_out(key, Want::Close)?,
+                    // It waits for a buffer or a pause to end.
+                    None => {
+                        slot.task = Task::None;
+                        self.ask_queued(key)?;
+                    }
                 }
             }
         }

@@ -16,6 +16,8 @@ pub enum Operation {
     FileSend,
     /// Waiting until more of it fits.
     Writable,
+    /// Asking how much is in a socket's own queue.
+    Queued,
     /// Getting a descriptor of the process for a direct one, for sendfile(2).
     Install,
     /// Opening a file for a load.
@@ -35,12 +37,13 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 13] = [
+    const ALL: [Operation; 14] = [
         Operation::Receive,
         Operation::Send,
         Operation::FileRead,
         Operation::FileSend,
         Operation::Writable,
+        Operation::Queued,
         Operation::Install,
         Operation::Open,
         Operation::Read,

@@ -8,14 +8,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
-use rustix::fs::sendfile;
-use rustix::io::Errno;
 
 use crate::engines::resident::is_resident;
+use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
 use crate::serve::Want;
 
@@ -26,8 +26,12 @@ use super::{Installed, Loop, Task, slot};
 const FILE_BUFFER: usize = 256 * 1024;
 /// Of these, a thread has at most so many. They are never held while a client is waited for.
 const FILE_BUFFERS_MAX: usize = 64;
-/// Bytes of a file that one sendfile(2) passes on before others have their turn.
-const SENDFILE_MAX: u64 = 2 << 20;
+/// A longer span of a file in memory is sent without being copied, though that takes an operation first.
+const INSTALL_MIN: u64 = 16 * 1024;
+/// Bytes of a file that are looked for in the page cache at once.
+const RESIDENT_SPAN: u64 = 2 << 20;
+/// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
+const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// Slices of one message.
 const SLICES: usize = 8;
 
@@ -49,25 +53,23 @@ impl Loop<'_> {
                 slot.task = Task::Message { _in_flight: message };
                 (Operation::Send, entry.flags(send_flags(more) as u32).build())
             }
-            // What is in the page cache goes straight from there to the socket, without being copied.
-            Chunk::File { len, .. }
-                if len > FILE_BUFFER as u64
+            // What is in memory goes straight from there to the socket, without being copied.
+            Chunk::File { len, in_memory, .. }
+                if len > if in_memory { INSTALL_MIN } else { FILE_BUFFER as u64 }
                     && self.can_install
                     && slot.installed.is_none()
                     && matches!(slot.task, Task::None) =>
             {
                 (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
             }
-            Chunk::File { file, at, len }
+            Chunk::File { file, at, len, in_memory }
                 if !matches!(slot.task, Task::File(..))
-                    && slot
-                        .installed
-                        .as_mut()
-                        .is_some_and(|installed| installed.finds_resident(file, at, len)) =>
+                    && let Some(installed) = &mut slot.installed
+                    && (in_memory || installed.resident.find(file, at, len) > 0) =>
             {
-                return self.sendfile(key);
+                return self.send_now(key);
             }
-            Chunk::File { file, at, len } => {
+            Chunk::File { file, at, len, .. } => {
                 if !matches!(slot.task, Task::File(..)) {
                     let Some(buffer) = self.file_buffers.take() else {
                         slot.task = Task::FileWaiting;
@@ -99,35 +101,28 @@ impl Loop<'_> {
         if rustix::io::ioctl_fionbio(&descriptor, true).is_err() {
             return self.carry_out(key, Want::Close);
         }
-        slot(&mut self.slots, key).installed = Some(Installed { socket: descriptor, resident: (-1, 0..0) });
+        slot(&mut self.slots, key).installed =
+            Some(Installed { socket: descriptor, resident: Resident::NONE });
         self.send(key)
     }
 
-    /// Sends a span of a file that is in the page cache, as much as the socket takes. This does not wait for
-    /// anything, so it needs no submission; what waits, for more room in the socket, is.
-    fn sendfile(&mut self, key: Key) -> io::Result<()> {
+    /// Sends what is in memory, as much as the socket takes. This does not wait for anything, so it needs no
+    /// submission; what waits, for more room in the socket or for a disk, is submitted.
+    fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Installed { socket, resident } = slot.installed.as_ref().expect("the caller has looked");
-        let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])]) else {
-            unreachable!("the caller has looked")
-        };
-        let share = len.min(resident.1.end - at) as usize;
-        let mut offset = at;
-        match sendfile(socket, file, Some(&mut offset), share) {
-            // The file has become shorter than was promised.
-            Ok(0) => return self.carry_out(key, Want::Close),
-            Ok(n) => {
-                slot.outbox.sent(n as u64);
-                self.seat.worker.progressed(&mut slot.conn);
-                if slot.outbox.is_empty() {
-                    return self.go_on_sending(key);
-                }
-            }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return self.carry_out(key, Want::Close),
+        let Installed { socket, resident } = slot.installed.as_mut().expect("the caller has looked");
+        let find = |file: BorrowedFd, at, len| resident.find(file, at, len);
+        let (sent, progress) = send_now(&*socket, &mut slot.outbox, find);
+        if progress {
+            self.seat.worker.progressed(&mut slot.conn);
         }
-        // Also where there is room left: others have their turn before the poll completes.
-        self.wait_until_writable(key)
+        match sent {
+            Sent::All => self.go_on_sending(key),
+            Sent::UntilDisk => self.send(key),
+            // Also where there is room left: others have their turn before the poll completes.
+            Sent::UntilFull | Sent::Share => self.wait_until_writable(key),
+            Sent::Failed => self.carry_out(key, Want::Close),
+        }
     }
 
     pub(super) fn sent(&mut self, key: Key, result: i32) -> io::Result<()> {
@@ -204,24 +199,48 @@ impl Loop<'_> {
         self.wait_until_writable(key)
     }
 
+    /// A send is stuck. Whether the client takes anything is seen in the socket's queue.
+    pub(super) fn ask_queued(&mut self, key: Key) -> io::Result<()> {
+        let entry = opcode::UringCmd16::new(Fixed(key.index), SOCKET_URING_OP_SIOCOUTQ).build();
+        self.submit(key, Operation::Queued, entry)
+    }
+
+    pub(super) fn queued(&mut self, key: Key, result: i32) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        // Unknown to Linux before 6.7, and unknown is as good as unchanged.
+        let queued = u32::try_from(result).unwrap_or(u32::MAX);
+        if self.seat.worker.is_still_taking(&mut slot.conn, queued) {
+            self.send(key)
+        } else {
+            self.carry_out(key, Want::Close)
+        }
+    }
+
     fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
     }
 }
 
-impl Installed {
-    /// Whether the next span of a file is in the page cache. What was found there is not asked for again each
-    /// time that the socket has taken a part of it.
-    fn finds_resident(&mut self, file: BorrowedFd, at: u64, len: u64) -> bool {
-        let (known, span) = &self.resident;
-        if *known == file.as_raw_fd() && span.contains(&at) {
-            return true;
+/// The span of a file that was last found in the page cache. It is not asked for again each time that a
+/// socket has taken a part of it.
+pub(super) struct Resident {
+    file: RawFd,
+    span: Range<u64>,
+}
+
+impl Resident {
+    pub(super) const NONE: Resident = Resident { file: -1, span: 0..0 };
+
+    /// How much of a span is in the page cache, from its start.
+    fn find(&mut self, file: BorrowedFd, at: u64, len: u64) -> u64 {
+        if self.file != file.as_raw_fd() || !self.span.contains(&at) {
+            let len = len.min(RESIDENT_SPAN);
+            let found = is_resident(file, at, len);
+            *self =
+                if found { Resident { file: file.as_raw_fd(), span: at..at + len } } else { Resident::NONE };
         }
-        let len = len.min(SENDFILE_MAX);
-        let found = is_resident(file, at, len);
-        self.resident = if found { (file.as_raw_fd(), at..at + len) } else { (-1, 0..0) };
-        found
+        if self.span.contains(&at) { len.min(self.span.end - at) } else { 0 }
     }
 }
 
