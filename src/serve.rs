@@ -368,18 +368,17 @@ fn find<'a>(
     if let Some(Loaded { entry, coding: Some(_), .. }) = ready {
         return Ok(entry);
     }
-    let place = match (ready, cache.get(path, None, now)) {
-        (Some(_), _) => None,
-        (None, Lookup::Fresh(place)) => Some(place),
-        (None, Lookup::Stale(place)) => {
-            let known = cache.entry(place).clone();
-            return Err(Box::new(Load::plain(site, path, Some(known))));
-        }
-        (None, Lookup::Unknown) => return Err(Box::new(Load::plain(site, path, None))),
-    };
-    let plain = match place {
-        Some(place) => cache.entry(place),
-        None => &ready.expect("no place only where there is a loaded entry").entry,
+    let mut place = None;
+    let plain = match ready {
+        Some(loaded) => &loaded.entry,
+        None => match cache.get(path, None, now) {
+            Lookup::Fresh(found) => cache.entry(*place.insert(found)),
+            Lookup::Stale(found) => {
+                let known = cache.entry(found).clone();
+                return Err(Box::new(Load::plain(site, path, Some(known))));
+            }
+            Lookup::Unknown => return Err(Box::new(Load::plain(site, path, None))),
+        },
     };
     let coding = match &**plain {
         Entry::File(file) if request.has_accept_encoding && !file.siblings.is_empty() => {

@@ -130,8 +130,9 @@ fn advance(load: &mut Load, manner: &mut Manner) -> bool {
             load.opened(opened);
         }
         Step::Read { file, buffer, at } => {
-            let n = manner.share(buffer.len());
-            let result = rustix::io::pread(file, &mut buffer[..n], at).map_err(io::Error::from);
+            let mut piece = vec![0; manner.share(buffer.capacity() - buffer.len())];
+            let result = rustix::io::pread(file, &mut piece, at).map_err(io::Error::from);
+            buffer.extend_from_slice(&piece[..*result.as_ref().unwrap_or(&0)]);
             load.read(result);
         }
         Step::Done => return true,
@@ -309,6 +310,21 @@ fn who_does_not_read_is_not_read_from() {
         client.outbox.sent(n);
     }
     assert!(queued < 50 * 160_400, "{queued} bytes queued");
+}
+
+/// One copy is made for many answers, and none for what is asked for once.
+#[test]
+fn a_large_body_that_is_asked_for_again_becomes_a_file_in_memory() {
+    let fixture = Fixture::new();
+    let mut worker = fixture.worker();
+    for (requests, files) in [(1, 0), (2, 1), (3, 1)] {
+        let mut client = Client::new(&mut worker, vec![get("/middle.bin", "").into_bytes()]);
+        while !client.output.ends_with(b"\r\n\r\n") && client.output.len() < 160_000 {
+            client.step(&mut worker, &mut Manner::Smooth);
+        }
+        assert_eq!(worker.site().ledger().files(), files, "{requests}");
+        assert_eq!(worker.site().ledger().alive(), 160_000, "{requests}");
+    }
 }
 
 /// Descriptors that a test holds must be those of the files, not of something else.

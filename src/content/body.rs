@@ -2,7 +2,8 @@
 //! ones in the file system's own file.
 //!
 //! A file in memory (memfd_create(2)) is ours alone and never changes, like plain memory; but a socket can
-//! take its pages as they are, by sendfile(2), where plain memory must be copied.
+//! take its pages as they are, by sendfile(2), where plain memory must be copied. Making one costs more than
+//! one copy, so it is only made of a body that is asked for again.
 
 use std::fs;
 use std::io::{self, Write};
@@ -39,17 +40,29 @@ impl Body {
         Body { place: Place::File(Arc::new(Source::on_disk(file, size))), hash: None }
     }
 
-    /// Held in memory; as a file, if they are many and fewer than `files_max` are held so.
-    pub(super) fn in_memory(bytes: Vec<u8>, ledger: &Ledger, files_max: u64) -> Body {
+    /// Held in plain memory.
+    pub(super) fn in_memory(bytes: Vec<u8>, ledger: &Ledger) -> Body {
         let hash = Some(xxh3_128(&bytes));
-        if bytes.len() >= FILE_MIN
-            && ledger.files() < files_max
-            && let Ok(file) = memory_file(&bytes)
-        {
-            let source = Source::in_memory(file, bytes.len() as u64, ledger);
-            return Body { place: Place::File(Arc::new(source)), hash };
-        }
         Body { place: Place::Memory(Blob::new(bytes, ledger)), hash }
+    }
+
+    /// The same bytes for many answers: in a file in memory, if they are many and fewer than `files_max` are
+    /// held so.
+    pub(super) fn for_many(self, ledger: &Ledger, files_max: u64) -> Body {
+        if self.is_worth_a_file()
+            && ledger.files() < files_max
+            && let Place::Memory(blob) = &self.place
+            && let Ok(file) = memory_file(blob.bytes())
+        {
+            let source = Source::in_memory(file, blob.bytes().len() as u64, ledger);
+            return Body { place: Place::File(Arc::new(source)), hash: self.hash };
+        }
+        self
+    }
+
+    /// Whether there are so many bytes in plain memory that [`Body::for_many`] pays.
+    pub(super) fn is_worth_a_file(&self) -> bool {
+        matches!(&self.place, Place::Memory(blob) if blob.bytes().len() >= FILE_MIN)
     }
 
     /// The bytes, to be sent.
@@ -108,7 +121,7 @@ mod tests {
     fn many_bytes_become_a_file_in_memory_that_nobody_can_change() {
         let ledger = Ledger::default();
         let bytes: Vec<u8> = (0..FILE_MIN).map(|n| n as u8).collect();
-        let body = Body::in_memory(bytes.clone(), &ledger, 1);
+        let body = Body::in_memory(bytes.clone(), &ledger).for_many(&ledger, 1);
         assert_eq!((body.is_on_disk(), body.weight(), ledger.files()), (false, FILE_MIN, 1));
         let file = fs::File::from(source(&body).as_fd().try_clone_to_owned().unwrap());
         let mut seen = vec![0; FILE_MIN];
@@ -122,7 +135,7 @@ mod tests {
     fn few_bytes_and_those_beyond_the_number_of_files_stay_in_plain_memory() {
         let ledger = Ledger::default();
         for (size, files_max) in [(FILE_MIN - 1, 9), (FILE_MIN, 0)] {
-            let body = Body::in_memory(vec![7; size], &ledger, files_max);
+            let body = Body::in_memory(vec![7; size], &ledger).for_many(&ledger, files_max);
             assert!(matches!(body.bytes(), Bytes::Memory(_)));
             assert_eq!((body.weight(), ledger.files()), (size, 0));
         }
@@ -131,8 +144,8 @@ mod tests {
     #[test]
     fn the_hash_is_of_the_bytes_wherever_they_are() {
         let ledger = Ledger::default();
-        let body = |files_max| Body::in_memory(vec![1; FILE_MIN], &ledger, files_max);
-        assert_eq!(body(1).hash(), body(0).hash());
+        let body = Body::in_memory(vec![1; FILE_MIN], &ledger);
+        assert_eq!(body.hash(), body.clone().for_many(&ledger, 1).hash());
         let file = fs::File::open("/dev/null").unwrap();
         let disk = Body::on_disk(file.into(), 5);
         assert_eq!((disk.hash(), disk.is_on_disk(), disk.weight()), (None, true, 0));

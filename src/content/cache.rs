@@ -129,9 +129,10 @@ impl Cache {
         };
         let item = &mut share.items[place.at];
         item.used = true;
-        if now < item.fresh_until && item.count == count {
+        if now < item.fresh_until && item.count == count && !item.on_trial {
             return Lookup::Fresh(place);
         }
+        item.on_trial = false;
         item.fresh_until = self.budget.fresh_until(now);
         item.count = count;
         Lookup::Stale(place)
@@ -177,7 +178,8 @@ impl Cache {
             entry: loaded.entry.clone(),
             count,
             fresh_until: self.budget.fresh_until(now),
-            used: true,
+            used: false,
+            on_trial: loaded.entry.is_on_trial(),
         });
         if is_file {
             let Budget { bytes, descriptors, .. } = self.budget;
@@ -216,6 +218,8 @@ struct Item {
     count: u32,
     fresh_until: Tick,
     used: bool,
+    /// The first to ask for it again is to load it again.
+    on_trial: bool,
 }
 
 impl Item {

@@ -57,6 +57,8 @@ pub struct File {
     pub identity: Identity,
     /// Whether an equal identity proves equal bytes.
     pub settled: bool,
+    /// Whether its body is to be held otherwise once it is asked for again.
+    pub on_trial: bool,
 }
 
 /// What tells one state of a file from another, as far as `fstat(2)` can.
@@ -96,6 +98,7 @@ pub(super) struct Parts<'a> {
     pub coding: Option<Coding>,
     pub siblings: Codings,
     pub settled: bool,
+    pub on_trial: bool,
     pub cache_control: Option<&'a str>,
     /// Seconds since 1970.
     pub now: u64,
@@ -148,6 +151,7 @@ impl File {
             siblings: parts.siblings,
             identity: parts.identity,
             settled: parts.settled,
+            on_trial: parts.on_trial,
         }
     }
 
@@ -232,6 +236,11 @@ impl Entry {
             Entry::Nothing(_) => 0,
         };
         held + size_of::<Entry>()
+    }
+
+    /// Whether its body is to be held otherwise once it is asked for again.
+    pub(super) fn is_on_trial(&self) -> bool {
+        matches!(self, Entry::File(file) if file.on_trial)
     }
 
     /// Whether it keeps a file of the file system open.

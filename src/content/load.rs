@@ -41,8 +41,8 @@ pub enum Step<'a> {
     Read {
         /// The open file.
         file: BorrowedFd<'a>,
-        /// Where the bytes go; at most its length is read.
-        buffer: &'a mut [u8],
+        /// The bytes are appended, as many as there is capacity for.
+        buffer: &'a mut Vec<u8>,
         /// Offset in the file.
         at: u64,
     },
@@ -99,7 +99,6 @@ enum State {
         file: OwnedFd,
         identity: Identity,
         buffer: Vec<u8>,
-        filled: usize,
     },
     /// Looking for the sibling of that coding, `name` being its name.
     Probing {
@@ -186,9 +185,9 @@ impl Load {
                 flags: OFlags::PATH | OFlags::CLOEXEC,
                 resolve: ResolveFlags::NO_MAGICLINKS,
             },
-            State::Reading { file, buffer, filled, .. } => {
-                let file: &OwnedFd = file;
-                Step::Read { file: file.as_fd(), buffer: &mut buffer[*filled..], at: *filled as u64 }
+            State::Reading { file, buffer, .. } => {
+                let at = buffer.len() as u64;
+                Step::Read { file: OwnedFd::as_fd(file), buffer, at }
             }
             State::Done(_) => Step::Done,
         }
@@ -215,6 +214,11 @@ impl Load {
                     Err(error) => self.failed(number, name, target, &error),
                 };
             }
+            State::Probing { found, next, name }
+                if result.as_ref().is_err_and(is_passing) && self.try_again() =>
+            {
+                self.state = State::Probing { found, next, name };
+            }
             State::Probing { mut found, next, .. } => {
                 let regular = result
                     .and_then(|file| Ok(fstat(&file)?))
@@ -228,24 +232,19 @@ impl Load {
         }
     }
 
-    /// The result of [`Step::Read`].
+    /// The result of [`Step::Read`]: how many bytes were appended.
     pub fn read(&mut self, result: io::Result<usize>) {
         let done = State::Done(nothing(Status::InternalError));
-        let State::Reading { name, file, identity, mut buffer, filled } =
-            std::mem::replace(&mut self.state, done)
-        else {
+        let State::Reading { name, file, identity, buffer } = std::mem::replace(&mut self.state, done) else {
             unreachable!("read answers a Read");
         };
         self.state = match result {
-            Ok(n) if n > 0 && filled + n < buffer.len() => {
-                State::Reading { name, file, identity, buffer, filled: filled + n }
+            Ok(n) if n > 0 && (buffer.len() as u64) < identity.size => {
+                State::Reading { name, file, identity, buffer }
             }
-            Ok(n) => {
-                buffer.truncate(filled + n);
-                self.read_all(name, &file, identity, buffer)
-            }
+            Ok(_) => self.read_all(name, &file, identity, buffer),
             Err(error) if is_passing(&error) && self.try_again() => {
-                State::Reading { name, file, identity, buffer, filled }
+                State::Reading { name, file, identity, buffer }
             }
             Err(_) => State::Done(nothing(Status::InternalError)),
         };
@@ -271,7 +270,7 @@ impl Load {
             // What once was too much for the memory may fit by now; its tag should be that of its bytes.
             && !(known.is_on_disk() && self.site.may_hold(identity.size))
         {
-            let (body, settled) = (known.body().clone(), true);
+            let (body, settled) = (self.site.hold(known.body().clone()), true);
             return self.found(Found { name, identity, body, settled, siblings: Codings::default() });
         }
         match usize::try_from(identity.size) {
@@ -279,7 +278,7 @@ impl Load {
                 if size == 0 {
                     return self.read_all(name, &file, identity, Vec::new());
                 }
-                State::Reading { name, file, identity, buffer: vec![0; size], filled: 0 }
+                State::Reading { name, file, identity, buffer: Vec::with_capacity(size) }
             }
             _ => {
                 let settled = identity.is_settled(now());
@@ -300,7 +299,9 @@ impl Load {
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
-        let body = self.site.hold(buffer);
+        let body = Body::in_memory(buffer, self.site.ledger());
+        // It was asked for before, so it will be again.
+        let body = if self.known.is_some() { self.site.hold(body) } else { body };
         self.found(Found { name, identity, body, settled, siblings: Codings::default() })
     }
 
@@ -322,6 +323,7 @@ impl Load {
         if let Some(known) = &self.known
             && let Entry::File(file) = &**known
             && file.settled
+            && !file.on_trial
             && file.is_on_disk() == found.body.is_on_disk()
             && (file.identity, file.siblings, &*file.name) == (found.identity, found.siblings, &*found.name)
         {
@@ -330,6 +332,7 @@ impl Load {
         State::Done(Arc::new(Entry::File(File::new(Parts {
             name: found.name,
             identity: found.identity,
+            on_trial: self.known.is_none() && found.body.is_worth_a_file(),
             body: found.body,
             coding: self.want.coding(),
             siblings: found.siblings,

@@ -131,9 +131,9 @@ impl Site {
         size <= self.rules.cache_file_max && self.ledger.alive() + size <= self.rules.memory_max
     }
 
-    /// Holds a body in memory.
-    pub(super) fn hold(&self, bytes: Vec<u8>) -> Body {
-        Body::in_memory(bytes, &self.ledger, self.rules.memory_files_max)
+    /// Holds a body in memory so that many answers can be made of it.
+    pub(super) fn hold(&self, body: Body) -> Body {
+        body.for_many(&self.ledger, self.rules.memory_files_max)
     }
 
     /// The names to open, relative to the root, for a canonical path: itself, or a directory's index files.

@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, openat2};
 use rustix::io::{Errno, pread};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
@@ -172,7 +173,7 @@ fn do_load(mut load: Load) -> Loaded {
                 load.opened(result.map_err(io::Error::from));
             }
             Step::Read { file, buffer, at } => {
-                let result = pread(file, buffer, at);
+                let result = pread(file, spare_capacity(buffer), at);
                 load.read(result.map_err(io::Error::from));
             }
             Step::Done => return load.finish(),

@@ -62,7 +62,11 @@ pub const ENGINE: Engine = Engine {
 /// Receive buffers of a thread. They are held only from a completion to its `turn`.
 const BUFFERS: u16 = 256;
 /// Loads in flight at once; it bounds the memory of bodies that are being read.
-const LOADS_MAX: usize = 64;
+const LOADS_MAX: usize = 32;
+/// Bytes that one operation copies at the most: others wait for the kernel meanwhile.
+const PIECE: usize = 256 * 1024;
+/// For each completion that brings much to do, so many that bring little have their turn.
+const LIGHT_PER_HEAVY: usize = 32;
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
 /// How long a send waits where readiness cannot be waited for.
@@ -106,6 +110,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         paused: Vec::new(),
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
+        heavy: VecDeque::new(),
     };
     turn.run()
 }
@@ -172,6 +177,8 @@ struct Loop<'a> {
     paused: Vec<Key>,
     paused_until: Tick,
     completions: Vec<Completion>,
+    /// Completions that bring much to do, in their order. Small requests do not wait behind all of them.
+    heavy: VecDeque<Completion>,
 }
 
 impl Loop<'_> {
@@ -182,10 +189,20 @@ impl Loop<'_> {
             let mut completions = std::mem::take(&mut self.completions);
             self.ring.wait(self.timeout(), &mut completions)?;
             self.seat.worker.clock.read();
+            let mut light = 0;
             for completion in completions.drain(..) {
-                self.complete(completion)?;
+                if Mark::from(completion.user_data).operation.is_heavy() {
+                    self.heavy.push_back(completion);
+                } else {
+                    light += 1;
+                    self.complete(completion)?;
+                }
             }
             self.completions = completions;
+            for _ in 0..=light / LIGHT_PER_HEAVY {
+                let Some(completion) = self.heavy.pop_front() else { break };
+                self.complete(completion)?;
+            }
             self.wake_waiting()?;
             self.expire()?;
             if self.acceptor.is_due(self.seat.worker.clock.now()) {
@@ -202,6 +219,9 @@ impl Loop<'_> {
 
     /// How long to sleep: until the next deadline, or for ever.
     fn timeout(&self) -> Option<Duration> {
+        if !self.heavy.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let now = self.seat.worker.clock.now();
         let deadline = self.deadlines.next().map(|next| now.until(next));
         let pause = self.acceptor.paused_until().map(|until| now.until(until));
@@ -365,8 +385,9 @@ impl Loop<'_> {
                 (Operation::Open, entry.build())
             }
             Step::Read { file, buffer, at } => {
-                let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
-                let entry = opcode::Read::new(Fd(file.as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
+                let room = buffer.spare_capacity_mut();
+                let len = room.len().min(PIECE) as u32;
+                let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
                 (Operation::Read, entry.build())
             }
             Step::Done => {
@@ -391,7 +412,12 @@ impl Loop<'_> {
             // SAFETY: the ring has opened it for us just now, and nobody else knows of it.
             load.opened(number.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
         } else {
-            load.read(number.map(|n| n as usize));
+            let Step::Read { buffer, .. } = load.next() else { unreachable!("a read was under way") };
+            let read = number.map(|n| n as usize);
+            let filled = buffer.len() + read.as_ref().copied().unwrap_or(0);
+            // SAFETY: the ring has written so many bytes behind those there were, within the capacity.
+            unsafe { buffer.set_len(filled) };
+            load.read(read);
         }
         self.load(key)
     }

@@ -20,11 +20,10 @@ use crate::http::Chunk;
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
-use super::{Installed, Loop, Task, slot};
+use super::{Installed, Loop, PIECE, Task, slot};
 
-/// Memory into which spans of files are read on their way to a client, each so many bytes.
-const FILE_BUFFER: usize = 256 * 1024;
-/// Of these, a thread has at most so many. They are never held while a client is waited for.
+/// Buffers of one piece each, into which spans of files are read on their way to a client. They are never
+/// held while a client is waited for.
 const FILE_BUFFERS_MAX: usize = 64;
 /// A longer span of a file in memory is sent without being copied, though that takes an operation first.
 const INSTALL_MIN: u64 = 16 * 1024;
@@ -43,7 +42,7 @@ impl Loop<'_> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: 1, more } => {
-                let len = u32::try_from(slices[0].len()).unwrap_or(u32::MAX);
+                let len = slices[0].len().min(PIECE) as u32;
                 let entry = opcode::Send::new(socket, slices[0].as_ptr(), len).flags(send_flags(more));
                 (Operation::Send, entry.build())
             }
@@ -55,7 +54,7 @@ impl Loop<'_> {
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { len, in_memory, .. }
-                if len > if in_memory { INSTALL_MIN } else { FILE_BUFFER as u64 }
+                if len > if in_memory { INSTALL_MIN } else { PIECE as u64 }
                     && self.can_install
                     && slot.installed.is_none()
                     && matches!(slot.task, Task::None) =>
@@ -286,7 +285,7 @@ impl FileBuffers {
     pub(super) fn take(&mut self) -> Option<Box<[u8]>> {
         if self.free.is_empty() && self.made < FILE_BUFFERS_MAX {
             self.made += 1;
-            self.free.push(vec![0; FILE_BUFFER].into_boxed_slice());
+            self.free.push(vec![0; PIECE].into_boxed_slice());
         }
         self.free.pop()
     }
