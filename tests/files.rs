@@ -24,6 +24,42 @@ fn begin(server: &Server, target: &str) -> (Client, usize, Vec<u8>) {
     (client, head.body_length(), body)
 }
 
+/// Throws a file out of the page cache, as far as the kernel and the file system do as they are told.
+fn chill(site: &Site, name: &str) {
+    let file = File::open(site.path(name)).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+/// Who asks for what must come from the disk, and who asks for what need not, at once on several connections.
+#[test]
+fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
+    let bytes = numbered_bytes(3 << 20);
+    let hash = xxh3_128(&bytes);
+    on_every_engine(|engine| {
+        for file_max in ["0", "64KiB", "8MiB"] {
+            let site = Site::with(&[("large.bin", &*bytes), ("a.txt", b"alpha\n")]);
+            let server = Server::start(engine, &site, &["--cache-file-max", file_max, "--fresh", "0"]);
+            let clients = if serves_several(engine) { 4 } else { 1 };
+            let mut clients: Vec<_> = (0..clients).map(|_| server.connect()).collect();
+            for _ in 0..3 {
+                chill(&site, "large.bin");
+                chill(&site, "a.txt");
+                for client in &mut clients {
+                    client.request("GET", "/large.bin", &[]);
+                    client.request("GET", "/a.txt", &[]);
+                    client.request("GET", "/large.bin", &["Range: bytes=2097150-2097160"]);
+                }
+                for client in &mut clients {
+                    assert_eq!(xxh3_128(&client.response().body), hash, "{file_max}");
+                    assert_eq!(client.response().text(), "alpha\n");
+                    assert_eq!(client.response().body, &bytes[2_097_150..=2_097_160]);
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn a_large_file_arrives_byte_for_byte() {
     let bytes = numbered_bytes((8 << 20) + 5);

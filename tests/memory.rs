@@ -110,9 +110,9 @@ fn send(outbox: &mut Outbox, output: &mut Vec<u8>, manner: &mut Manner) -> bool 
             output.extend_from_slice(&bytes[..n]);
             n
         }
-        Chunk::File { file, at, len, .. } => {
+        Chunk::File { file, at, len } => {
             let mut bytes = vec![0; manner.share(len as usize)];
-            let file = File::from(file.try_clone_to_owned().unwrap());
+            let file = File::from(file.as_fd().try_clone_to_owned().unwrap());
             file.read_exact_at(&mut bytes, at).unwrap();
             output.extend_from_slice(&bytes);
             bytes.len()
@@ -302,7 +302,7 @@ fn who_does_not_read_is_not_read_from() {
     while !client.outbox.is_empty() {
         let mut slices = [IoSlice::new(&[]); 1];
         let n = match client.outbox.front(&mut slices) {
-            Chunk::File { len, in_memory: true, .. } => len,
+            Chunk::File { file, len, .. } if file.is_in_memory() => len,
             Chunk::Memory { .. } => slices[0].len() as u64,
             other => panic!("{other:?}"),
         };

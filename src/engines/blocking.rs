@@ -120,7 +120,20 @@ fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) {
     let peer = if worker.wants_peers() { stream.peer_addr().ok().map(|peer| peer.ip()) } else { None };
     worker.clock.read();
     let mut session = Session::new(stream.into(), Connection::new(peer), worker);
-    while session.advance(worker, desk) != Wait::Over && !seat.shutdown.is_cut() {
+    loop {
+        match session.advance(worker, desk) {
+            Wait::Over => break,
+            // There is nobody else to serve meanwhile.
+            Wait::Disk => {
+                if let Some(job) = session.take_job() {
+                    session.resume(job.run(), worker);
+                }
+            }
+            Wait::Readable | Wait::Writable | Wait::Turn => {}
+        }
+        if seat.shutdown.is_cut() {
+            break;
+        }
         if worker.is_draining() {
             session.hasten(worker);
         }

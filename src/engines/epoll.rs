@@ -13,7 +13,8 @@
 //! than it had room for, which for a stream says the same (epoll(7)). Who has too much to do is put at the
 //! end of a queue of this thread's own, since no event will bring it back.
 //!
-//! **Where it breaks.** Files are always "ready": a read from a slow disk blocks the whole thread.
+//! **Where it breaks.** Files are always "ready": a read from a slow disk would block the whole thread. So
+//! this one does nothing with a file that may wait; [helpers](super::helpers) wait for it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,8 +34,9 @@ use crate::deadlines::Deadlines;
 use crate::http::Connection;
 use crate::shutdown::Phase;
 
+use super::helpers::{Done, Helpers};
 use super::session::{Desk, Session, Wait};
-use super::{AcceptError, Capabilities, Engine, PauseNote, Seat, Threads, always_available};
+use super::{AcceptError, Capabilities, Engine, LIGHT_PER_HEAVY, PauseNote, Seat, Threads, always_available};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
@@ -57,6 +59,7 @@ const CUT_CHECK: Duration = Duration::from_millis(100);
 
 const LISTENER: u64 = u64::MAX;
 const SHUTDOWN: u64 = u64::MAX - 1;
+const HELPERS: u64 = u64::MAX - 2;
 
 /// A place in the slab, and which of the connections that have had this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,9 @@ struct Loop<'a> {
     accepting: Accepting,
     note: PauseNote,
     desk: Desk,
+    helpers: Helpers<Key>,
+    /// What they have done and nobody has gone on with. Small requests do not wait behind all of it.
+    done: VecDeque<(Key, Done)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,8 @@ fn run(seat: &mut Seat) -> io::Result<()> {
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &seat.listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     epoll::add(&epoll, &*seat.shutdown, EventData::new_u64(SHUTDOWN), EventFlags::IN)?;
+    let helpers = Helpers::new()?;
+    epoll::add(&epoll, &helpers, EventData::new_u64(HELPERS), EventFlags::IN)?;
     if !seat.ready() {
         return Ok(());
     }
@@ -115,6 +123,8 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         accepting: Accepting::Yes,
         note: PauseNote::default(),
         desk: Desk::new(),
+        helpers,
+        done: VecDeque::new(),
     };
     turn.run()
 }
@@ -135,11 +145,15 @@ impl Loop<'_> {
                 match event.data.u64() {
                     LISTENER => self.accept()?,
                     SHUTDOWN => self.drain()?,
+                    HELPERS => self.done.extend(self.helpers.take_done()),
                     key => {
                         let news = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
                         self.wake(Key::from(key), flags.intersects(news));
                     }
                 }
+            }
+            for _ in 0..=events.len() / LIGHT_PER_HEAVY {
+                self.resume();
             }
             for _ in 0..self.waiting.len() {
                 let key = self.waiting.pop_front().expect("no longer than it was");
@@ -168,7 +182,7 @@ impl Loop<'_> {
             Accepting::Paused(until) => sleep = earlier(sleep, now.until(until)),
             Accepting::Ended => sleep = earlier(sleep, CUT_CHECK),
         }
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() || !self.done.is_empty() {
             sleep = Some(Duration::ZERO);
         }
         sleep.map(|sleep| Timespec {
@@ -233,6 +247,9 @@ impl Loop<'_> {
         if queued {
             self.waiting.push_back(key);
         }
+        if let Some(job) = slot.session.take_job() {
+            self.helpers.submit(key, job);
+        }
         self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
     }
 
@@ -241,6 +258,17 @@ impl Loop<'_> {
             && slot.generation == key.generation
         {
             slot.session.wake(hung_up);
+            self.advance(key);
+        }
+    }
+
+    /// Goes on with the next one whose disk has answered.
+    fn resume(&mut self) {
+        if let Some((key, done)) = self.done.pop_front()
+            && let Some(slot) = self.slots.get_mut(key.index as usize)
+            && slot.generation == key.generation
+        {
+            slot.session.resume(done, &mut self.seat.worker);
             self.advance(key);
         }
     }
@@ -264,6 +292,11 @@ impl Loop<'_> {
             Wait::Turn => {
                 slot.queued = true;
                 self.waiting.push_back(key);
+            }
+            Wait::Disk => {
+                if let Some(job) = slot.session.take_job() {
+                    self.helpers.submit(key, job);
+                }
             }
             Wait::Readable | Wait::Writable => {}
         }

@@ -19,6 +19,7 @@ use crate::shutdown::Shutdown;
 
 mod blocking;
 mod epoll;
+mod helpers;
 mod resident;
 mod session;
 mod transfer;
@@ -26,6 +27,9 @@ pub mod uring;
 
 /// Every engine, in the order in which help and tests show them.
 pub static ENGINES: &[Engine] = &[blocking::ENGINE, epoll::ENGINE, uring::ENGINE];
+
+/// For each piece of news that brings much to do, so many that bring little have their turn.
+const LIGHT_PER_HEAVY: usize = 32;
 
 /// The engine `auto` takes where the kernel permits it, and the one it takes elsewhere.
 pub const AUTO: (&Engine, &Engine) = (&uring::ENGINE, &epoll::ENGINE);

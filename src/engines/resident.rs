@@ -1,10 +1,60 @@
-//! Whether a span of a file can be had without waiting for a disk.
+//! What of a file can be had without waiting for a disk.
 #![allow(unsafe_code)]
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use rustix::io::{ReadWriteFlags, preadv2};
+
+use crate::http::Source;
+
+/// Bytes of a file that are looked for in the page cache at once.
+pub const SPAN_MAX: u64 = 2 << 20;
+
+/// The span of a file that was last found in the page cache. It is not asked for again each time that a
+/// socket has taken a part of it. To be forgotten with the request: by the next it may have gone, or its
+/// descriptor be another file's.
+#[derive(Debug, Default)]
+pub struct Resident(Option<(RawFd, Range<u64>)>);
+
+impl Resident {
+    /// How much of a span is in the page cache, from its start.
+    pub fn find(&mut self, file: &Source, at: u64, len: u64) -> u64 {
+        let descriptor = file.as_fd().as_raw_fd();
+        if let Some((known, span)) = &self.0
+            && *known == descriptor
+            && span.contains(&at)
+        {
+            return len.min(span.end - at);
+        }
+        let len = len.min(SPAN_MAX);
+        if !is_resident(file.as_fd(), at, len) {
+            return 0;
+        }
+        self.0 = Some((descriptor, at..at + len));
+        len
+    }
+
+    /// A span has just been read from the disk.
+    pub fn found(&mut self, file: &Source, span: Range<u64>) {
+        self.0 = Some((file.as_fd().as_raw_fd(), span));
+    }
+}
+
+/// Appends bytes of a file to a buffer, as many as there is capacity for and as are in the page cache; `None`
+/// where the disk must be waited for, or the kernel cannot tell.
+pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Option<usize> {
+    let room = buffer.spare_capacity_mut();
+    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let at = libc::off_t::try_from(at).ok()?;
+    // SAFETY: the one slice is the buffer's spare capacity, which lives across the call.
+    let n = unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) };
+    let n = usize::try_from(n).ok()?;
+    // SAFETY: the kernel has written so many bytes behind those there were.
+    unsafe { buffer.set_len(buffer.len() + n) };
+    Some(n)
+}
 
 /// cachestat(2), Linux 6.5; the same number on every architecture this is built for.
 const SYS_CACHESTAT: libc::c_long = 451;
@@ -25,7 +75,7 @@ struct Counts {
 }
 
 /// Whether all of a span is in the page cache. `false` where the kernel does not tell.
-pub fn is_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
+fn is_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
     debug_assert!(len > 0);
     let page = rustix::param::page_size() as u64;
     let pages = (at + len).div_ceil(page) - at / page;
@@ -61,5 +111,31 @@ mod tests {
         }
         assert!(!is_resident(file.as_fd(), 0, (3 << 20) + 1));
         assert!(!is_resident(file.as_fd(), 9 << 20, 1));
+    }
+
+    #[test]
+    fn reading_appends_and_ends_at_the_capacity_or_the_file() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), b"0123456789").unwrap();
+        let file = File::open(path.path()).unwrap();
+        let mut buffer = Vec::with_capacity(6);
+        buffer.push(b'x');
+        // Kernels that cannot tell have everything read by a helper.
+        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2) {
+            assert_eq!((n, &*buffer), (5, &b"x23456"[..]));
+            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10), Some(0));
+        }
+    }
+
+    #[test]
+    fn a_span_once_found_is_remembered_for_its_file_alone() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), b"0123456789").unwrap();
+        let open = || Source::on_disk(File::open(path.path()).unwrap().into(), 10);
+        let (one, other) = (open(), open());
+        let mut resident = Resident::default();
+        resident.found(&one, 100..200);
+        assert_eq!((resident.find(&one, 150, 1000), resident.find(&one, 199, 1)), (50, 1));
+        assert_eq!((resident.find(&one, 200, 5), resident.find(&other, 150, 5)), (0, 0));
     }
 }

@@ -5,19 +5,20 @@
 //! and the writing itself, one system call each. That part is the same for all of them and stands here. How
 //! they learn it is what tells them apart, and stands in each engine's own file.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::buffer::spare_capacity;
-use rustix::fs::{Mode, openat2};
-use rustix::io::{Errno, pread};
+use rustix::fs::{Mode, ResolveFlags, openat2};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 
 use crate::clock::Tick;
-use crate::content::{Load, Loaded, Step};
-use crate::http::{Connection, Outbox};
+use crate::content::{Load, Step};
+use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
+use super::helpers::{Done, Job};
+use super::resident::{Resident, SPAN_MAX, read_resident};
 use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
@@ -42,10 +43,22 @@ pub struct Session {
     conn: Connection,
     outbox: Outbox,
     want: Want,
+    disk: Option<Box<Disk>>,
     /// The last receive took all there was: the next would only say "not yet".
     drained: bool,
     /// The client has ended its side; that comes as no news again, so it must be read up to.
     hung_up: bool,
+}
+
+/// What a connection has to do with a disk at the moment.
+#[derive(Debug, Default)]
+struct Disk {
+    /// What of the file being sent is in the page cache.
+    resident: Resident,
+    /// To be done by whoever may wait for a disk.
+    job: Option<Job>,
+    /// It has been handed out.
+    away: bool,
 }
 
 /// What a connection must wait for before it can go on.
@@ -55,6 +68,8 @@ pub enum Wait {
     Readable,
     /// Until its socket can be written.
     Writable,
+    /// Until a disk has answered: the job is to be taken, and [`Session::resume`] told what came of it.
+    Disk,
     /// Until others have had their turn.
     Turn,
     /// For nothing: it is over, and is to be dropped.
@@ -64,7 +79,7 @@ pub enum Wait {
 impl Session {
     pub fn new(socket: OwnedFd, mut conn: Connection, worker: &mut Worker) -> Session {
         let want = worker.accepted(&mut conn);
-        Session { socket, conn, outbox: Outbox::default(), want, drained: false, hung_up: false }
+        Session { socket, conn, outbox: Outbox::default(), want, disk: None, drained: false, hung_up: false }
     }
 
     /// The socket has news.
@@ -89,14 +104,38 @@ impl Session {
             Want::Send { then_close } if worker.is_still_taking(&mut self.conn, queued(&self.socket)) => {
                 Want::Send { then_close }
             }
-            // Nothing can be said behind half an answer.
-            Want::Send { .. } => Want::Close,
+            // Nothing can be said behind half an answer, be it for a disk that does not answer.
+            Want::Send { .. } => {
+                self.disk = None;
+                Want::Close
+            }
             _ => worker.late(&mut self.conn, &mut self.outbox),
         };
     }
 
+    /// What a disk must be waited for; once each time that [`Wait::Disk`] is said.
+    pub fn take_job(&mut self) -> Option<Job> {
+        let disk = self.disk.as_mut()?;
+        disk.away |= disk.job.is_some();
+        disk.job.take()
+    }
+
+    /// The job is done. To be followed by [`Session::advance`].
+    pub fn resume(&mut self, done: Done, worker: &mut Worker) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.away = false;
+        match done {
+            // It is sent without asking again, so that progress is made whatever the kernel throws out.
+            Done::Read(file, at, len) => disk.resident.found(&file, at..at + len),
+            Done::Loaded(loaded) => self.want = worker.loaded(&mut self.conn, *loaded, &mut self.outbox),
+        }
+    }
+
     /// Does what the connection wants, one thing after the other, until it must wait.
     pub fn advance(&mut self, worker: &mut Worker, desk: &mut Desk) -> Wait {
+        if self.disk.as_ref().is_some_and(|disk| disk.away || disk.job.is_some()) {
+            return Wait::Disk;
+        }
         if self.outbox.is_empty() {
             std::mem::swap(&mut self.outbox, &mut desk.outbox);
         }
@@ -113,6 +152,7 @@ impl Session {
             self.want = match std::mem::replace(&mut self.want, Want::Close) {
                 Want::Read if self.drained => {
                     self.want = Want::Read;
+                    self.disk = None;
                     return Wait::Readable;
                 }
                 Want::Read => match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
@@ -129,7 +169,10 @@ impl Session {
                     Err(_) => return Wait::Over,
                 },
                 Want::Send { then_close } => {
-                    let (sent, progress) = send_now(&self.socket, outbox, |_, _, len| len);
+                    let disk = &mut self.disk;
+                    let (sent, progress) = send_now(&self.socket, outbox, |file, at, len| {
+                        disk.get_or_insert_default().resident.find(file, at, len)
+                    });
                     if progress {
                         worker.progressed(conn);
                     }
@@ -139,13 +182,19 @@ impl Session {
                         Sent::Failed => return Wait::Over,
                         Sent::UntilFull | Sent::Share | Sent::UntilDisk => {
                             self.want = Want::Send { then_close };
-                            return if sent == Sent::UntilFull { Wait::Writable } else { Wait::Turn };
+                            return match sent {
+                                Sent::UntilFull => Wait::Writable,
+                                Sent::UntilDisk => self.wait_for_span(),
+                                _ => Wait::Turn,
+                            };
                         }
                     }
                 }
-                Want::Load(load) => {
-                    let loaded = do_load(*load);
-                    worker.loaded(conn, loaded, outbox)
+                Want::Load(mut load) => {
+                    if !load_at_once(&mut load) {
+                        return self.wait_for(Job::Load(load));
+                    }
+                    worker.loaded(conn, load.finish(), outbox)
                 }
                 Want::Shutdown => match shutdown(&self.socket, Shutdown::Write) {
                     Ok(()) => Want::Read,
@@ -156,6 +205,21 @@ impl Session {
         }
         Wait::Turn
     }
+
+    fn wait_for_span(&mut self) -> Wait {
+        match self.outbox.front(&mut [IoSlice::new(&[])]) {
+            Chunk::File { file, at, len } => {
+                let job = Job::Read(file.clone(), at, len.min(SPAN_MAX));
+                self.wait_for(job)
+            }
+            _ => unreachable!("it is a span of a file that is not in memory"),
+        }
+    }
+
+    fn wait_for(&mut self, job: Job) -> Wait {
+        self.disk.get_or_insert_default().job = Some(job);
+        Wait::Disk
+    }
 }
 
 impl AsFd for Session {
@@ -164,19 +228,22 @@ impl AsFd for Session {
     }
 }
 
-/// Does a load on this thread; a slow disk holds up everybody this thread serves.
-fn do_load(mut load: Load) -> Loaded {
+/// Does as much of a load as the kernel can without waiting for a disk; `true` if that is all of it.
+fn load_at_once(load: &mut Load) -> bool {
     loop {
         match load.next() {
             Step::Open { root, path, flags, resolve } => {
-                let result = openat2(root, path, flags, Mode::empty(), resolve);
-                load.opened(result.map_err(io::Error::from));
+                match openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::CACHED) {
+                    // The names are not all known yet, or something moves (Linux 5.12; EINVAL before).
+                    Err(Errno::AGAIN | Errno::INVAL) => return false,
+                    result => load.opened(result.map_err(io::Error::from)),
+                }
             }
-            Step::Read { file, buffer, at } => {
-                let result = pread(file, spare_capacity(buffer), at);
-                load.read(result.map_err(io::Error::from));
-            }
-            Step::Done => return load.finish(),
+            Step::Read { file, buffer, at } => match read_resident(file, buffer, at) {
+                Some(n) => load.read(Ok(n)),
+                None => return false,
+            },
+            Step::Done => return true,
         }
     }
 }

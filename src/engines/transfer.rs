@@ -9,10 +9,11 @@ use rustix::fs::sendfile;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
 
-use crate::http::{Chunk, Outbox};
+use crate::http::outbox::PIECE;
+use crate::http::{Chunk, Outbox, Source};
 
-/// Bytes of files handed to one socket before others have their turn.
-pub const FILE_SHARE: u64 = 4 << 20;
+/// Bytes of files handed to one socket before others have their turn. They are not copied.
+const FILE_SHARE: u64 = 4 << 20;
 /// Slices shown to the kernel at once.
 const SLICES: usize = 8;
 
@@ -36,15 +37,16 @@ pub enum Sent {
 pub fn send_now(
     socket: impl AsFd,
     outbox: &mut Outbox,
-    mut resident: impl FnMut(BorrowedFd, u64, u64) -> u64,
+    mut resident: impl FnMut(&Source, u64, u64) -> u64,
 ) -> (Sent, bool) {
     let socket = socket.as_fd();
-    let mut share = FILE_SHARE;
+    let (mut share, mut copied) = (FILE_SHARE, 0);
     let mut progress = false;
     loop {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let result = match outbox.front(&mut slices) {
             Chunk::Empty => return (Sent::All, progress),
+            Chunk::Memory { .. } if copied >= PIECE => return (Sent::Share, progress),
             Chunk::Memory { slices: count, more } => {
                 let shown: usize = slices[..count].iter().map(|slice| slice.len()).sum();
                 let more = if more { SendFlags::MORE } else { SendFlags::empty() };
@@ -61,11 +63,12 @@ pub fn send_now(
                     outbox.sent(n as u64);
                     return (Sent::UntilFull, true);
                 }
+                copied += result.unwrap_or(0);
                 result
             }
             Chunk::File { .. } if share == 0 => return (Sent::Share, progress),
-            Chunk::File { file, at, len, in_memory } => {
-                let len = if in_memory { len } else { resident(file, at, len) };
+            Chunk::File { file, at, len } => {
+                let len = if file.is_in_memory() { len } else { resident(file, at, len) };
                 if len == 0 {
                     return (Sent::UntilDisk, progress);
                 }

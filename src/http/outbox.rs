@@ -6,13 +6,14 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::blob::{Blob, Source};
 
 /// Text is collected up to about this many bytes before it must be sent; a single answer may pass it.
 pub const TEXT_MAX: usize = 64 * 1024;
+/// Bytes of memory shown at once: the kernel copies them, and others wait meanwhile.
+pub const PIECE: usize = 256 * 1024;
 /// Parts in the queue before it must be sent; bounds what a client that never reads can pin.
 const PARTS_MAX: usize = 48;
 /// An emptied text buffer larger than this is given back, so that one burst does not stay for ever.
@@ -43,16 +44,14 @@ pub enum Chunk<'a> {
         /// Whether something stands behind them, so that the kernel may wait with a half-full packet.
         more: bool,
     },
-    /// `len` bytes of `file` from offset `at` on.
+    /// `len` bytes of a file from offset `at` on.
     File {
         /// The open file.
-        file: BorrowedFd<'a>,
+        file: &'a Arc<Source>,
         /// Offset of the first byte.
         at: u64,
         /// Number of bytes, never 0.
         len: u64,
-        /// Whether the file is in memory, so that no disk is ever waited for.
-        in_memory: bool,
     },
     /// Nothing is left to send.
     Empty,
@@ -91,29 +90,29 @@ impl Outbox {
     /// Shows what is to be sent next. Memory is shown as slices, as many as there are side by side and fit.
     pub fn front<'a, const N: usize>(&'a self, slices: &mut [IoSlice<'a>; N]) -> Chunk<'a> {
         let mut count = 0;
+        let mut room = PIECE;
+        let mut clipped = false;
         for part in &self.parts {
             let bytes = match part {
                 Part::Text(range) => &self.text[range.clone()],
                 Part::Shared(blob, range) => &blob.bytes()[range.clone()],
                 Part::File(file, range) if count == 0 => {
-                    return Chunk::File {
-                        file: file.as_fd(),
-                        at: range.start,
-                        len: range.end - range.start,
-                        in_memory: file.is_in_memory(),
-                    };
+                    return Chunk::File { file, at: range.start, len: range.end - range.start };
                 }
                 Part::File(..) => break,
             };
-            if count == N {
+            if count == N || room == 0 {
                 break;
             }
-            slices[count] = IoSlice::new(bytes);
+            let shown = &bytes[..bytes.len().min(room)];
+            clipped = shown.len() < bytes.len();
+            room -= shown.len();
+            slices[count] = IoSlice::new(shown);
             count += 1;
         }
         match count {
             0 => Chunk::Empty,
-            _ => Chunk::Memory { slices: count, more: count < self.parts.len() },
+            _ => Chunk::Memory { slices: count, more: clipped || count < self.parts.len() },
         }
     }
 
@@ -217,6 +216,21 @@ mod tests {
         assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::File { at: 6, len: 3, .. }));
         out.sent(3);
         assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::Empty));
+    }
+
+    #[test]
+    fn no_more_than_a_piece_is_shown_at_once() {
+        let blob = Blob::new(vec![7; PIECE + 5], &Ledger::default());
+        let mut out = Outbox::default();
+        out.text(b"head");
+        out.shared(&blob, 0..PIECE + 5);
+        let mut slices = [IoSlice::new(&[]); 3];
+        assert!(matches!(out.front(&mut slices), Chunk::Memory { slices: 2, more: true }));
+        assert_eq!((slices[0].len(), slices[1].len()), (4, PIECE - 4));
+        out.sent(PIECE as u64);
+        let mut slices = [IoSlice::new(&[]); 3];
+        assert!(matches!(out.front(&mut slices), Chunk::Memory { slices: 1, more: false }));
+        assert_eq!(slices[0].len(), 9);
     }
 
     #[test]

@@ -39,6 +39,7 @@ use io_uring::{cqueue, opcode, squeue};
 use crate::clock::Tick;
 use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
+use crate::http::outbox::PIECE;
 use crate::http::{Connection, Outbox};
 use crate::serve::{READ_MAX, Want};
 use crate::shutdown::Phase;
@@ -46,8 +47,9 @@ use crate::shutdown::Phase;
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
-use self::send::{FileBuffers, Message, Resident};
-use super::{Capabilities, Engine, Seat, Threads};
+use self::send::{FileBuffers, Message};
+use super::resident::Resident;
+use super::{Capabilities, Engine, LIGHT_PER_HEAVY, Seat, Threads};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
@@ -63,10 +65,6 @@ pub const ENGINE: Engine = Engine {
 const BUFFERS: u16 = 256;
 /// Loads in flight at once; it bounds the memory of bodies that are being read.
 const LOADS_MAX: usize = 32;
-/// Bytes that one operation copies at the most: others wait for the kernel meanwhile.
-const PIECE: usize = 256 * 1024;
-/// For each completion that brings much to do, so many that bring little have their turn.
-const LIGHT_PER_HEAVY: usize = 32;
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
 /// How long a send waits where readiness cannot be waited for.
@@ -291,7 +289,7 @@ impl Loop<'_> {
             Want::Read => {
                 if let Some(installed) = &mut slot.installed {
                     // It may be gone by the next time.
-                    installed.resident = Resident::NONE;
+                    installed.resident = Resident::default();
                 }
                 // Idle, it holds no memory.
                 debug_assert!(slot.outbox.is_empty());

@@ -8,27 +8,25 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
 
-use crate::engines::resident::is_resident;
+use crate::engines::resident::Resident;
 use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
+use crate::http::outbox::PIECE;
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
-use super::{Installed, Loop, PIECE, Task, slot};
+use super::{Installed, Loop, Task, slot};
 
 /// Buffers of one piece each, into which spans of files are read on their way to a client. They are never
 /// held while a client is waited for.
 const FILE_BUFFERS_MAX: usize = 64;
 /// A longer span of a file in memory is sent without being copied, though that takes an operation first.
 const INSTALL_MIN: u64 = 16 * 1024;
-/// Bytes of a file that are looked for in the page cache at once.
-const RESIDENT_SPAN: u64 = 2 << 20;
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// Slices of one message.
@@ -42,7 +40,7 @@ impl Loop<'_> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: 1, more } => {
-                let len = slices[0].len().min(PIECE) as u32;
+                let len = slices[0].len() as u32;
                 let entry = opcode::Send::new(socket, slices[0].as_ptr(), len).flags(send_flags(more));
                 (Operation::Send, entry.build())
             }
@@ -53,22 +51,22 @@ impl Loop<'_> {
                 (Operation::Send, entry.flags(send_flags(more) as u32).build())
             }
             // What is in memory goes straight from there to the socket, without being copied.
-            Chunk::File { len, in_memory, .. }
-                if len > if in_memory { INSTALL_MIN } else { PIECE as u64 }
+            Chunk::File { file, len, .. }
+                if len > if file.is_in_memory() { INSTALL_MIN } else { PIECE as u64 }
                     && self.can_install
                     && slot.installed.is_none()
                     && matches!(slot.task, Task::None) =>
             {
                 (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
             }
-            Chunk::File { file, at, len, in_memory }
+            Chunk::File { file, at, len }
                 if !matches!(slot.task, Task::File(..))
                     && let Some(installed) = &mut slot.installed
-                    && (in_memory || installed.resident.find(file, at, len) > 0) =>
+                    && (file.is_in_memory() || installed.resident.find(file, at, len) > 0) =>
             {
                 return self.send_now(key);
             }
-            Chunk::File { file, at, len, .. } => {
+            Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
                     let Some(buffer) = self.file_buffers.take() else {
                         slot.task = Task::FileWaiting;
@@ -79,7 +77,8 @@ impl Loop<'_> {
                 }
                 let Task::File(buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
                 let len = len.min(buffer.len() as u64) as u32;
-                let entry = opcode::Read::new(Fd(file.as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
+                let entry =
+                    opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
                 (Operation::FileRead, entry.build())
             }
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
@@ -101,7 +100,7 @@ impl Loop<'_> {
             return self.carry_out(key, Want::Close);
         }
         slot(&mut self.slots, key).installed =
-            Some(Installed { socket: descriptor, resident: Resident::NONE });
+            Some(Installed { socket: descriptor, resident: Resident::default() });
         self.send(key)
     }
 
@@ -110,8 +109,8 @@ impl Loop<'_> {
     fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let Installed { socket, resident } = slot.installed.as_mut().expect("the caller has looked");
-        let find = |file: BorrowedFd, at, len| resident.find(file, at, len);
-        let (sent, progress) = send_now(&*socket, &mut slot.outbox, find);
+        let (sent, progress) =
+            send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len));
         if progress {
             self.seat.worker.progressed(&mut slot.conn);
         }
@@ -218,28 +217,6 @@ impl Loop<'_> {
     fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
-    }
-}
-
-/// The span of a file that was last found in the page cache. It is not asked for again each time that a
-/// socket has taken a part of it.
-pub(super) struct Resident {
-    file: RawFd,
-    span: Range<u64>,
-}
-
-impl Resident {
-    pub(super) const NONE: Resident = Resident { file: -1, span: 0..0 };
-
-    /// How much of a span is in the page cache, from its start.
-    fn find(&mut self, file: BorrowedFd, at: u64, len: u64) -> u64 {
-        if self.file != file.as_raw_fd() || !self.span.contains(&at) {
-            let len = len.min(RESIDENT_SPAN);
-            let found = is_resident(file, at, len);
-            *self =
-                if found { Resident { file: file.as_raw_fd(), span: at..at + len } } else { Resident::NONE };
-        }
-        if self.span.contains(&at) { len.min(self.span.end - at) } else { 0 }
     }
 }
 

@@ -1,0 +1,258 @@
+//! Threads that wait for disks, so that a loop that serves many clients need not.
+//!
+//! Readiness knows no "not yet" for files: they are always ready, and a read waits for the disk all the same.
+//! So a loop does inline only what is known not to wait, hands the rest over as a [`Job`], and is told by an
+//! event descriptor when one is done.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{Advice, Mode, fadvise, openat2};
+use rustix::io::{Errno, pread, read, write};
+
+use crate::content::{Load, Loaded, Step};
+use crate::http::Source;
+
+/// Threads of one loop. More would queue at the disk instead of here.
+const THREADS_MAX: usize = 16;
+/// Helpers stand behind the loop where both want the core: what is in memory is not to wait for what is not.
+const NICENESS: i32 = 15;
+/// And they leave the core to it after so many nanoseconds, the least that can be asked for.
+const SLICE: u64 = 100_000;
+/// Bytes between two looks whether a span has come from the disk.
+const STRIDE: u64 = 64 * 1024;
+
+/// Something that waits for a disk.
+#[derive(Debug)]
+pub enum Job {
+    /// Finding out what a target means.
+    Load(Box<Load>),
+    /// Getting so many bytes of a file, from an offset on, into the page cache.
+    Read(Arc<Source>, u64, u64),
+}
+
+/// What came of a [`Job`].
+#[derive(Debug)]
+pub enum Done {
+    /// The target is loaded.
+    Loaded(Box<Loaded>),
+    /// The span has been read.
+    Read(Arc<Source>, u64, u64),
+}
+
+impl Job {
+    /// Does it on this thread.
+    pub fn run(self) -> Done {
+        match self {
+            Job::Load(load) => Done::Loaded(Box::new(finish(*load))),
+            Job::Read(file, at, len) => {
+                fetch(&file, at, len);
+                Done::Read(file, at, len)
+            }
+        }
+    }
+}
+
+fn finish(mut load: Load) -> Loaded {
+    loop {
+        match load.next() {
+            Step::Open { root, path, flags, resolve } => {
+                let result = openat2(root, path, flags, Mode::empty(), resolve);
+                load.opened(result.map_err(io::Error::from));
+            }
+            Step::Read { file, buffer, at } => {
+                let result = pread(file, rustix::buffer::spare_capacity(buffer), at);
+                load.read(result.map_err(io::Error::from));
+            }
+            Step::Done => return load.finish(),
+        }
+    }
+}
+
+/// Has the kernel read a span, and waits until it is there; nothing is copied. An error shows when it is
+/// sent.
+fn fetch(file: &Source, at: u64, len: u64) {
+    let _ = fadvise(file, at, std::num::NonZeroU64::new(len), Advice::WillNeed);
+    let last = at + len - 1;
+    for offset in (at..last).step_by(STRIDE as usize).chain([last]) {
+        while pread(file, &mut [0], offset) == Err(Errno::INTR) {}
+    }
+}
+
+/// The helpers of one loop, which marks its jobs with keys.
+#[derive(Debug)]
+pub struct Helpers<K> {
+    shared: Arc<Shared<K>>,
+    threads: usize,
+}
+
+#[derive(Debug)]
+struct Shared<K> {
+    queue: Mutex<Queue<K>>,
+    /// There is a job, or no more will come.
+    news: Condvar,
+    done: Mutex<Vec<(K, Done)>>,
+    /// Readable when something is done.
+    event: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Queue<K> {
+    jobs: VecDeque<(K, Job)>,
+    /// Threads that wait for a job.
+    idle: usize,
+    closed: bool,
+}
+
+impl<K: Send + 'static> Helpers<K> {
+    /// No thread yet: they are made as they are needed.
+    pub fn new() -> io::Result<Helpers<K>> {
+        let shared = Shared {
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
+            news: Condvar::new(),
+            done: Mutex::new(Vec::new()),
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        };
+        Ok(Helpers { shared: Arc::new(shared), threads: 0 })
+    }
+
+    /// Hands a job over. Where no thread can be made it is done here and now.
+    pub fn submit(&mut self, key: K, job: Job) {
+        let mut queue = lock(&self.shared.queue);
+        if queue.idle <= queue.jobs.len() && self.threads < THREADS_MAX {
+            let shared = self.shared.clone();
+            let made = thread::Builder::new().name("helper".into()).spawn(move || shared.work());
+            self.threads += usize::from(made.is_ok());
+        }
+        if self.threads == 0 {
+            drop(queue);
+            self.shared.report(key, job.run());
+            return;
+        }
+        queue.jobs.push_back((key, job));
+        self.shared.news.notify_one();
+    }
+
+    /// Takes out what is done.
+    pub fn take_done(&self) -> Vec<(K, Done)> {
+        // First, so that what comes behind it is told of again.
+        let _ = read(&self.shared.event, &mut [0; 8]);
+        std::mem::take(&mut *lock(&self.shared.done))
+    }
+}
+
+impl<K> AsFd for Helpers<K> {
+    /// Readable when something is done.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.event.as_fd()
+    }
+}
+
+impl<K> Drop for Helpers<K> {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.news.notify_all();
+    }
+}
+
+impl<K> Shared<K> {
+    fn work(&self) {
+        stand_back();
+        while let Some((key, job)) = self.next() {
+            self.report(key, job.run());
+        }
+    }
+
+    fn next(&self) -> Option<(K, Job)> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                return None;
+            }
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
+            }
+            queue.idle += 1;
+            queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+
+    fn report(&self, key: K, done: Done) {
+        lock(&self.done).push((key, done));
+        let _ = write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+/// `struct sched_attr` (sched_setattr(2)), as far as all kernels know it.
+#[repr(C)]
+struct Scheduling {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Makes the calling thread one that others need not wait for. Kernels before Linux 6.12 know no slices, and
+/// where nothing of it is allowed the helpers help all the same.
+fn stand_back() {
+    let wanted = Scheduling {
+        size: size_of::<Scheduling>() as u32,
+        policy: libc::SCHED_BATCH as u32,
+        flags: 0,
+        nice: NICENESS,
+        priority: 0,
+        runtime: SLICE,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the struct lives across the call and has the layout that sched_setattr(2) gives.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) };
+}
+
+/// A job that panicked leaves nothing half-done behind in what the locks guard.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+    use std::fs::File;
+
+    #[test]
+    fn every_job_comes_back_under_its_key() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; 300_000]).unwrap();
+        let mut helpers = Helpers::new().unwrap();
+        for key in 0..100u64 {
+            let file = File::open(path.path()).unwrap();
+            // A span behind the end is no reason to stay away.
+            let at = if key % 2 == 0 { key } else { 1 << 30 };
+            helpers.submit(key, Job::Read(Arc::new(Source::on_disk(file.into(), 300_000)), at, 200_000));
+        }
+        let mut seen = Vec::new();
+        while seen.len() < 100 {
+            poll(&mut [PollFd::new(&helpers, PollFlags::IN)], None).unwrap();
+            for (key, done) in helpers.take_done() {
+                let Done::Read(_, at, 200_000) = done else { panic!("{done:?}") };
+                assert_eq!(at, if key % 2 == 0 { key } else { 1 << 30 });
+                seen.push(key);
+            }
+        }
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..100));
+        assert!(helpers.take_done().is_empty());
+        assert!(helpers.threads <= THREADS_MAX);
+    }
+}
