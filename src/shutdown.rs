@@ -48,10 +48,15 @@ impl Shutdown {
         Ok(Shutdown { event, phase: AtomicU8::new(Phase::Serving as u8), draining: Draining::default() })
     }
 
+    /// From now on every answer is the last of its connection; nothing else changes yet.
+    pub fn announce(&self) {
+        self.draining.0.store(true, Ordering::Relaxed);
+    }
+
     /// Moves on to a later phase, and makes the descriptor readable for good.
     pub fn advance(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Release);
-        self.draining.0.store(phase > Phase::Serving, Ordering::Relaxed);
+        self.announce();
         // It fails only where the counter is full, and then the descriptor is readable already.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
