@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use crate::http::Source;
+use crate::http::{Outbox, Source};
 
 /// Bytes of a file that are looked for in the page cache at once.
 pub const SPAN_MAX: u64 = 2 << 20;
@@ -42,13 +42,24 @@ impl Resident {
     }
 }
 
-/// Appends bytes of a file to a buffer, as many as there is capacity for and as are in the page cache; `None`
-/// where the disk must be waited for, or the kernel cannot tell.
-pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Option<usize> {
+/// A shorter span is copied behind its head.
+const SHORT_MAX: u64 = 8 * 1024;
+
+/// Has a short span that is in the page cache leave in one piece with its head.
+pub fn take_in_short_span(outbox: &mut Outbox) {
+    outbox.take_in(SHORT_MAX, |file, text, at, len| {
+        text.reserve(len);
+        let _ = read_resident(file.as_fd(), text, at, len);
+    });
+}
+
+/// Appends bytes of a file to a buffer, at most `len` and as many as there is capacity for and as are in the
+/// page cache; `None` where the disk must be waited for, or the kernel cannot tell.
+pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> Option<usize> {
     let room = buffer.spare_capacity_mut();
-    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len().min(len) };
     let at = libc::off_t::try_from(at).ok()?;
-    // SAFETY: the one slice is the buffer's spare capacity, which lives across the call.
+    // SAFETY: the one slice is within the buffer's spare capacity, which lives across the call.
     let n = unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) };
     let n = usize::try_from(n).ok()?;
     // SAFETY: the kernel has written so many bytes behind those there were.
@@ -121,9 +132,9 @@ mod tests {
         let mut buffer = Vec::with_capacity(6);
         buffer.push(b'x');
         // Kernels that cannot tell have everything read by a helper.
-        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2) {
+        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2, 9) {
             assert_eq!((n, &*buffer), (5, &b"x23456"[..]));
-            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10), Some(0));
+            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10, 1), Some(0));
         }
     }
 

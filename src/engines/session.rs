@@ -18,7 +18,7 @@ use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
 use super::helpers::{Done, Job};
-use super::resident::{Resident, SPAN_MAX, read_resident};
+use super::resident::{Resident, SPAN_MAX, read_resident, take_in_short_span};
 use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
@@ -169,6 +169,7 @@ impl Session {
                     Err(_) => return Wait::Over,
                 },
                 Want::Send { then_close } => {
+                    take_in_short_span(outbox);
                     let disk = &mut self.disk;
                     let (sent, progress) = send_now(&self.socket, outbox, |file, at, len| {
                         disk.get_or_insert_default().resident.find(file, at, len)
@@ -239,7 +240,7 @@ fn load_at_once(load: &mut Load) -> bool {
                     result => load.opened(result.map_err(io::Error::from)),
                 }
             }
-            Step::Read { file, buffer, at } => match read_resident(file, buffer, at) {
+            Step::Read { file, buffer, at } => match read_resident(file, buffer, at, usize::MAX) {
                 Some(n) => load.read(Ok(n)),
                 None => return false,
             },

@@ -87,6 +87,31 @@ impl Outbox {
         }
     }
 
+    /// Where a head is followed by a short span of a file and nothing else, has the span read behind the head,
+    /// so that both leave in one piece. `read` appends so many bytes of the file from an offset on, or fewer
+    /// where it would have to wait, and then all stays as it was.
+    pub fn take_in(&mut self, len_max: u64, read: impl FnOnce(&Source, &mut Vec<u8>, u64, usize)) {
+        if self.parts.len() != 2 {
+            return;
+        }
+        let (Some(Part::Text(head)), Some(Part::File(file, span))) = (self.parts.front(), self.parts.back())
+        else {
+            return;
+        };
+        let len = span.end - span.start;
+        if len > len_max || head.end != self.text.len() {
+            return;
+        }
+        read(file, &mut self.text, span.start, len as usize);
+        if self.text.len() as u64 == head.end as u64 + len {
+            let all = head.start..self.text.len();
+            self.parts.clear();
+            self.parts.push_back(Part::Text(all));
+        } else {
+            self.text.truncate(head.end);
+        }
+    }
+
     /// Shows what is to be sent next. Memory is shown as slices, as many as there are side by side and fit.
     pub fn front<'a, const N: usize>(&'a self, slices: &mut [IoSlice<'a>; N]) -> Chunk<'a> {
         let mut count = 0;
@@ -216,6 +241,28 @@ mod tests {
         assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::File { at: 6, len: 3, .. }));
         out.sent(3);
         assert!(matches!(out.front(&mut [IoSlice::new(&[])]), Chunk::Empty));
+    }
+
+    #[test]
+    fn a_short_span_is_taken_in_or_left_where_it_is() {
+        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9));
+        let outbox = |len: u64| {
+            let mut out = Outbox::default();
+            out.text(b"head");
+            out.file(&file, 2..2 + len);
+            out
+        };
+        let read = |count: usize| {
+            move |_: &Source, into: &mut Vec<u8>, _: u64, _: usize| into.resize(4 + count, b'x')
+        };
+        for (len, had, is_taken) in [(3, 3, true), (3, 2, false), (3, 0, false), (4, 4, false)] {
+            let mut out = outbox(len);
+            out.take_in(3, read(had));
+            let mut slices = [IoSlice::new(&[]); 2];
+            let front = out.front(&mut slices);
+            assert!(matches!(front, Chunk::Memory { slices: 1, more } if more != is_taken), "{len} {had}");
+            assert_eq!(&*slices[0], if is_taken { &b"headxxx"[..] } else { b"head" });
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
 use self::send::{FileBuffers, Message};
-use super::resident::Resident;
+use super::resident::{Resident, take_in_short_span};
 use super::{Capabilities, Engine, LIGHT_PER_HEAVY, Seat, Threads};
 
 /// The table's row.
@@ -305,6 +305,7 @@ impl Loop<'_> {
             }
             Want::Send { then_close } => {
                 slot.then_close = then_close;
+                take_in_short_span(&mut slot.outbox);
                 self.send(key)
             }
             Want::Load(_) if self.loads >= LOADS_MAX => {
