@@ -1,8 +1,8 @@
 //! Closing the doors: nobody new comes in, and whoever stands in the doorway is let in first.
 //!
-//! A client who has connected and sent nothing yet is not accepted for about a second ([`sys::defer_accept`]),
-//! though for all he knows he is in. Were the listener closed now, the request he sends next would be
-//! answered by a reset.
+//! A client who has connected and sent nothing yet is not accepted for about a second
+//! ([`sys::defer_accept`]), though for all he knows he is in. Were the listener closed now, the request he
+//! sends next would be answered by a reset.
 
 use std::fs;
 use std::io;
