@@ -87,7 +87,7 @@ impl Outbox {
         }
     }
 
-    /// Where a head is followed by a short span of a file and nothing else, has the span read behind the head,
+    /// Where a head is followed by a short span of a file and nothing else, has the span read behind it,
     /// so that both leave in one piece. `read` appends so many bytes of the file from an offset on, or fewer
     /// where it would have to wait, and then all stays as it was.
     pub fn take_in(&mut self, len_max: u64, read: impl FnOnce(&Source, &mut Vec<u8>, u64, usize)) {
