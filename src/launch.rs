@@ -46,6 +46,7 @@ pub fn run(mut options: Options) -> Result<(), String> {
         format!("cannot serve {}: {error}; give an existing folder", options.root.display())
     })?;
 
+    sys::survive_file_size_limit();
     let (events, inbox) = channel();
     // From here on a signal is an event, and no longer the end of the process.
     watch_signals(events.clone())?;

@@ -138,6 +138,12 @@ impl Worker {
         self.answer_all(conn, &[], out, Some(loaded))
     }
 
+    /// A load that was wanted will not be done now: whoever asks next is to want it again.
+    pub fn put_off(&mut self, load: &Load) {
+        let (path, coding) = load.target();
+        self.cache.put_off(path, coding);
+    }
+
     /// The deadline has passed.
     pub fn late(&mut self, conn: &mut Connection, out: &mut Outbox) -> Want {
         if conn.is_receiving() && !conn.in_body() {
@@ -248,9 +254,12 @@ impl Worker {
         self.wanted(conn, out, load)
     }
 
-    fn wanted(&self, conn: &mut Connection, out: &Outbox, load: Option<Box<Load>>) -> Want {
+    fn wanted(&mut self, conn: &mut Connection, out: &Outbox, load: Option<Box<Load>>) -> Want {
         let now = self.clock.now();
         if !out.is_empty() {
+            if let Some(load) = load {
+                self.put_off(&load);
+            }
             conn.wait_for_send(now, &self.limits);
             return Want::Send { then_close: conn.ending() == Ending::Close };
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::common::{Client, HUGE, Server, Site, numbered_bytes, on_every_engine, serves_several};
+use crate::common::{Client, HUGE, Server, Setup, Site, numbered_bytes, on_every_engine, serves_several};
 
 mod common;
 
@@ -56,6 +56,47 @@ fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
                     assert_eq!(client.response().body, &bytes[2_097_150..=2_097_160]);
                 }
             }
+        }
+    });
+}
+
+/// A client that has ended its own side cannot be waited for like others: poll(2) always has news of it.
+#[test]
+fn who_ends_his_side_and_stalls_is_sent_every_byte() {
+    let bytes = numbered_bytes(1 << 20);
+    let (hash, count) = (xxh3_128(&bytes), 12);
+    on_every_engine(|engine| {
+        let site = Site::with(&[("middle.bin", &bytes)]);
+        let server = Server::start(engine, &site, &["--send-timeout", "4s"]);
+        let clients = if serves_several(engine) { 8 } else { 1 };
+        let mut clients: Vec<_> = (0..clients).map(|_| Client::connect_slow(server.port)).collect();
+        for client in &mut clients {
+            for _ in 0..count {
+                client.request("GET", "/middle.bin", &[]);
+            }
+            client.finish_sending();
+        }
+        std::thread::sleep(Duration::from_millis(2500));
+        for client in &mut clients {
+            for number in 0..count {
+                assert_eq!(xxh3_128(&client.response().body), hash, "answer {number}");
+            }
+            client.closes();
+        }
+    });
+}
+
+/// `ulimit -f`: a file in memory counts as a file, and one that is too large for the limit must not end the
+/// server.
+#[test]
+fn a_limit_on_the_size_of_files_ends_nothing() {
+    let bytes = numbered_bytes(200 << 10);
+    on_every_engine(|engine| {
+        let site = Site::with(&[("middle.bin", &bytes)]);
+        let server = Setup::limited("-f 20").serving(engine.name, &site).start();
+        let mut client = server.connect();
+        for _ in 0..3 {
+            assert!(client.get("/middle.bin").body == bytes);
         }
     });
 }

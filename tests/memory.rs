@@ -312,6 +312,24 @@ fn who_does_not_read_is_not_read_from() {
     assert!(queued < 50 * 160_400, "{queued} bytes queued");
 }
 
+/// A load that must wait for what is sent first is not forgotten.
+#[test]
+fn a_change_is_seen_however_much_is_pipelined() {
+    let fixture = Fixture::new();
+    let mut worker = fixture.worker();
+    let pair = get("/page.html", "") + &get("/a.txt", "");
+    for (second, content) in [(0, "alpha"), (10, "changed"), (20, "again")] {
+        fs::write(fixture.folder.path().join("a.txt"), content).unwrap();
+        worker.clock = Clock::at(Tick::from_number(1000 + second * Tick::PER_SECOND), 1_800_000_000);
+        let mut client = Client::new(&mut worker, vec![pair.clone().into_bytes()]);
+        while !client.over {
+            client.step(&mut worker, &mut Manner::Smooth);
+        }
+        let output = String::from_utf8_lossy(&client.output);
+        assert!(output.ends_with(content), "{content}: {output}");
+    }
+}
+
 /// One copy is made for many answers, and none for what is asked for once.
 #[test]
 fn a_large_body_that_is_asked_for_again_becomes_a_file_in_memory() {

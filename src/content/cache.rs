@@ -138,6 +138,18 @@ impl Cache {
         Lookup::Stale(place)
     }
 
+    /// What [`Cache::get`] has said to be stale is not looked at now after all: it is stale still.
+    pub fn put_off(&mut self, path: &[u8], coding: Option<Coding>) {
+        let hash = self.changes.hash(path, coding);
+        for share in [&mut self.files, &mut self.refusals] {
+            if let Some(at) = share.find(hash, path, coding) {
+                let item = &mut share.items[at];
+                item.fresh_until = Tick::default();
+                item.on_trial = item.entry.is_on_trial();
+            }
+        }
+    }
+
     /// The entry at a place that [`Cache::get`] has just named.
     #[inline]
     pub fn entry(&self, place: Place) -> &Arc<Entry> {

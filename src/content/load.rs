@@ -258,6 +258,11 @@ impl Load {
         Loaded { path: self.path, coding, entry, news, count: self.count }
     }
 
+    /// The canonical path, and the sibling that is wanted, if one is.
+    pub fn target(&self) -> (&[u8], Option<Coding>) {
+        (&self.path, self.want.coding())
+    }
+
     fn is_directory(&self) -> bool {
         self.path.ends_with(b"/")
     }

@@ -34,7 +34,7 @@ use crate::deadlines::Deadlines;
 use crate::http::Connection;
 use crate::shutdown::Phase;
 
-use super::helpers::{Done, Helpers};
+use super::helpers::{Done, Helpers, Job};
 use super::session::{Desk, Session, Wait};
 use super::{AcceptError, Capabilities, Engine, LIGHT_PER_HEAVY, PauseNote, Seat, Threads, always_available};
 
@@ -92,6 +92,8 @@ struct Loop<'a> {
     helpers: Helpers<Key>,
     /// What they have done and nobody has gone on with. Small requests do not wait behind all of it.
     done: VecDeque<(Key, Done)>,
+    /// Connections whose loads were put off.
+    put_off: VecDeque<Key>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         desk: Desk::new(),
         helpers,
         done: VecDeque::new(),
+        put_off: VecDeque::new(),
     };
     turn.run()
 }
@@ -247,10 +250,21 @@ impl Loop<'_> {
         if queued {
             self.waiting.push_back(key);
         }
-        if let Some(job) = slot.session.take_job() {
-            self.helpers.submit(key, job);
-        }
         self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
+        self.ask_disk(key);
+    }
+
+    /// Hands out what a connection wants of a disk, or puts it off while too much is under way.
+    fn ask_disk(&mut self, key: Key) {
+        let Some(slot) = self.slots.get_mut(key.index as usize) else { return };
+        match slot.session.take_job() {
+            Some(Job::Load(load)) if self.helpers.are_busy() => {
+                self.seat.worker.put_off(&load);
+                self.put_off.push_back(key);
+            }
+            Some(job) => self.helpers.submit(key, job),
+            None => {}
+        }
     }
 
     fn wake(&mut self, key: Key, hung_up: bool) {
@@ -270,6 +284,16 @@ impl Loop<'_> {
         {
             slot.session.resume(done, &mut self.seat.worker);
             self.advance(key);
+        }
+        while !self.helpers.are_busy()
+            && let Some(key) = self.put_off.pop_front()
+        {
+            if let Some(slot) = self.slots.get_mut(key.index as usize)
+                && slot.generation == key.generation
+            {
+                slot.session.take_up(&mut self.seat.worker);
+                self.advance(key);
+            }
         }
     }
 
@@ -293,14 +317,10 @@ impl Loop<'_> {
                 slot.queued = true;
                 self.waiting.push_back(key);
             }
-            Wait::Disk => {
-                if let Some(job) = slot.session.take_job() {
-                    self.helpers.submit(key, job);
-                }
-            }
-            Wait::Readable | Wait::Writable => {}
+            Wait::Disk | Wait::Readable | Wait::Writable => {}
         }
         self.deadlines.cover(key, slot.session.deadline(), now, &mut slot.entered);
+        self.ask_disk(key);
     }
 
     fn expire(&mut self) {

@@ -20,6 +20,8 @@ use crate::http::Source;
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
+/// Jobs that are under way or wait for a thread before loads are put off.
+const JOBS_MAX: usize = 32;
 /// Helpers stand behind the loop where both want the core: what is in memory is not to wait for what is not.
 const NICENESS: i32 = 15;
 /// And they leave the core to it after so many nanoseconds, the least that can be asked for.
@@ -89,6 +91,8 @@ fn fetch(file: &Source, at: u64, len: u64) {
 pub struct Helpers<K> {
     shared: Arc<Shared<K>>,
     threads: usize,
+    /// Jobs that were handed over and not taken back.
+    away: usize,
 }
 
 #[derive(Debug)]
@@ -118,11 +122,12 @@ impl<K: Send + 'static> Helpers<K> {
             done: Mutex::new(Vec::new()),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         };
-        Ok(Helpers { shared: Arc::new(shared), threads: 0 })
+        Ok(Helpers { shared: Arc::new(shared), threads: 0, away: 0 })
     }
 
     /// Hands a job over. Where no thread can be made it is done here and now.
     pub fn submit(&mut self, key: K, job: Job) {
+        self.away += 1;
         let mut queue = lock(&self.shared.queue);
         if queue.idle <= queue.jobs.len() && self.threads < THREADS_MAX {
             let shared = self.shared.clone();
@@ -138,11 +143,18 @@ impl<K: Send + 'static> Helpers<K> {
         self.shared.news.notify_one();
     }
 
+    /// Whether a load should wait until others are done: each holds a descriptor, and the memory of a body.
+    pub fn are_busy(&self) -> bool {
+        self.away >= JOBS_MAX
+    }
+
     /// Takes out what is done.
-    pub fn take_done(&self) -> Vec<(K, Done)> {
+    pub fn take_done(&mut self) -> Vec<(K, Done)> {
         // First, so that what comes behind it is told of again.
         let _ = read(&self.shared.event, &mut [0; 8]);
-        std::mem::take(&mut *lock(&self.shared.done))
+        let done = std::mem::take(&mut *lock(&self.shared.done));
+        self.away -= done.len();
+        done
     }
 }
 

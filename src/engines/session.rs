@@ -120,6 +120,15 @@ impl Session {
         disk.job.take()
     }
 
+    /// The job that was taken has been dropped: wants it again. To be followed by [`Session::advance`].
+    pub fn take_up(&mut self, worker: &mut Worker) {
+        if let Some(disk) = &mut self.disk {
+            disk.away = false;
+            // Somebody may have loaded the same meanwhile, so it begins with a look at the cache.
+            self.want = worker.turn(&mut self.conn, &[], &mut self.outbox);
+        }
+    }
+
     /// The job is done. To be followed by [`Session::advance`].
     pub fn resume(&mut self, done: Done, worker: &mut Worker) {
         let Some(disk) = &mut self.disk else { return };

@@ -308,7 +308,8 @@ impl Loop<'_> {
                 take_in_short_span(&mut slot.outbox);
                 self.send(key)
             }
-            Want::Load(_) if self.loads >= LOADS_MAX => {
+            Want::Load(load) if self.loads >= LOADS_MAX => {
+                self.seat.worker.put_off(&load);
                 slot.task = Task::LoadWaiting;
                 self.loads_waiting.push_back(key);
                 Ok(())
@@ -438,7 +439,7 @@ impl Loop<'_> {
         while self.file_buffers.has_one()
             && let Some(key) = self.file_buffers.waiting.pop_front()
         {
-            if let Some(Slot { task: Task::FileWaiting, .. }) = live(&mut self.slots, key) {
+            if let Some(Slot { task: Task::FileWaiting, in_flight: None, .. }) = live(&mut self.slots, key) {
                 self.send(key)?;
             }
         }
@@ -446,7 +447,11 @@ impl Loop<'_> {
             return Ok(());
         }
         for key in std::mem::take(&mut self.paused) {
-            if let Some(Slot { task: Task::SendPaused, .. }) = live(&mut self.slots, key) {
+            // It may stand here twice: it is taken out of the pause by its deadline, too, and paused again.
+            if let Some(Slot { task: task @ Task::SendPaused, in_flight: None, .. }) =
+                live(&mut self.slots, key)
+            {
+                *task = Task::None;
                 self.send(key)?;
             }
         }
@@ -584,6 +589,10 @@ impl Drop for Loop<'_> {
     /// instead of freed.
     fn drop(&mut self) {
         if self.connections > 0 || self.acceptor.is_in_flight() {
+            // These are not the ring's: they would keep clients waiting for ever.
+            for slot in self.slots.iter_mut().flatten() {
+                slot.installed = None;
+            }
             self.ring.leak_buffers();
             self.acceptor.leak_addresses();
             std::mem::forget(std::mem::take(&mut self.slots));

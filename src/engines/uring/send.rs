@@ -208,6 +208,8 @@ impl Loop<'_> {
         // Unknown to Linux before 6.7, and unknown is as good as unchanged.
         let queued = u32::try_from(result).unwrap_or(u32::MAX);
         if self.seat.worker.is_still_taking(&mut slot.conn, queued) {
+            let now = self.seat.worker.clock.now();
+            self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
             self.send(key)
         } else {
             self.carry_out(key, Want::Close)
