@@ -15,11 +15,3 @@ pub const BROWSER: &str = "GET /1k.html HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nConn
     Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-US,en;q=0.9\r\n\
     Cookie: session=0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef; theme=dark; \
     consent=abcdef0123456789abcdef0123456789; seen=20231114221320\r\n\r\n";
-
-/// Bytes of the file that is asked for.
-pub const FILE_SIZE: usize = 1024;
-
-/// The wrk request with one more field.
-pub fn wrk_with(field: &str) -> String {
-    WRK.replace("\r\n\r\n", &format!("\r\n{field}\r\n\r\n"))
-}
