@@ -24,8 +24,8 @@ pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has a write beyond the limit on the size of files (`RLIMIT_FSIZE`, getrlimit(2)) fail instead of ending the
-/// process: a file in memory that is too large for it is then held otherwise.
+/// Has a write beyond the limit on the size of files (`RLIMIT_FSIZE`, getrlimit(2)) fail instead of ending
+/// the process: a file in memory that is too large for it is then held otherwise.
 pub fn survive_file_size_limit() {
     // SAFETY: no handler is set; to ignore a signal touches nothing of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
