@@ -1,9 +1,9 @@
 //! Sending: memory by the ring, large files from the page cache to the socket, the rest through buffers.
 //!
-//! What a client is sent stands in its outbox. Memory is lent to the kernel where it is. A span of a large
-//! file that is in the page cache goes by sendfile(2), which waits for nothing; one that is not is read
-//! through the ring, so that the disk holds up nobody else. No buffer is ever held while a client is waited
-//! for.
+//! What a client is sent stands in its outbox. Plain memory is lent to the kernel where it is. A file in
+//! memory, and a span of a large file that is in the page cache, goes by sendfile(2), which waits for
+//! nothing; what is still on the disk is read through the ring, so that the disk holds up nobody else. No
+//! buffer is ever held while a client is waited for.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
