@@ -123,6 +123,10 @@ struct Args {
     /// What the server says about itself on standard error
     #[arg(long, value_name = "LEVEL", env = "SERVER_LOG_LEVEL", default_value = "info")]
     log_level: Level,
+
+    /// An existing file to count into, so that whoever measures the server can read along
+    #[arg(long, value_name = "FILE", env = "SERVER_COUNTERS_FILE", hide = true)]
+    counters_file: Option<PathBuf>,
 }
 
 /// Options as meant.
@@ -156,6 +160,8 @@ pub struct Options {
     pub access_log: Format,
     /// What is logged.
     pub log_level: Level,
+    /// Where to count into; `None` for memory of this process.
+    pub counters_file: Option<PathBuf>,
 }
 
 /// The engine that was asked for.
@@ -267,6 +273,7 @@ impl Args {
             },
             access_log: self.access_log,
             log_level: self.log_level,
+            counters_file: self.counters_file,
         })
     }
 }

@@ -19,7 +19,11 @@ impl Tick {
     /// The moment `duration` later; never before the duration is really over.
     #[must_use]
     pub fn after(self, duration: Duration) -> Tick {
-        let ticks = duration.as_millis().div_ceil(u128::from(1000 / Tick::PER_SECOND)) + 1;
+        let part = duration.subsec_nanos().div_ceil(1_000_000_000 / Tick::PER_SECOND);
+        let ticks = duration
+            .as_secs()
+            .saturating_mul(u64::from(Tick::PER_SECOND))
+            .saturating_add(u64::from(part) + 1);
         Tick(u32::try_from(ticks).map_or(u32::MAX, |ticks| self.0.saturating_add(ticks)))
     }
 

@@ -18,6 +18,7 @@ use crate::content::cache::Budget;
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
 use crate::observe::access_log::{self, AccessLog};
+use crate::observe::counters::Board;
 use crate::serve::Worker;
 use crate::shutdown::{Phase, Shutdown};
 use crate::sys;
@@ -46,6 +47,13 @@ pub fn run(mut options: Options) -> Result<(), String> {
         format!("cannot serve {}: {error}; give an existing folder", options.root.display())
     })?;
 
+    let board = match &options.counters_file {
+        Some(path) => Board::in_file(path).map_err(|error| {
+            format!("cannot count into {}: {error}; give a writable file", path.display())
+        })?,
+        None => Board::new().map_err(|error| format!("cannot map memory to count in: {error}"))?,
+    };
+
     sys::survive_file_size_limit();
     let (events, inbox) = channel();
     // From here on a signal is an event, and no longer the end of the process.
@@ -56,7 +64,8 @@ pub fn run(mut options: Options) -> Result<(), String> {
         Ok(started) => started.unzip(),
         Err(error) => return Err(format!("cannot start the access log: {error}")),
     };
-    let launcher = Launcher { options, site: Arc::new(site), descriptors, cache_size, shutdown, events, log };
+    let site = Arc::new(site);
+    let launcher = Launcher { options, site, descriptors, cache_size, shutdown, events, log, board };
     let result = launcher.serve(&inbox);
     drop(launcher);
     if let Some(writer) = log_writer {
@@ -84,6 +93,7 @@ struct Launcher {
     shutdown: Arc<Shutdown>,
     events: Sender<Event>,
     log: Option<AccessLog>,
+    board: Board,
 }
 
 impl Launcher {
@@ -138,7 +148,7 @@ impl Launcher {
         for (number, listener) in listeners.into_iter().enumerate() {
             let seat = Seat {
                 listener,
-                worker: self.worker(count),
+                worker: self.worker(number, count),
                 shutdown: self.shutdown.clone(),
                 connections_max: share(self.connections_max(), number, count),
                 start: start_line(self.events.clone(), gate.clone()),
@@ -252,7 +262,7 @@ impl Launcher {
         }
     }
 
-    fn worker(&self, count: usize) -> Worker {
+    fn worker(&self, number: usize, count: usize) -> Worker {
         let budget = Budget {
             bytes: usize::try_from(self.cache_size).unwrap_or(usize::MAX) / count,
             descriptors: (self.descriptors.for_cache() / count).max(1),
@@ -264,6 +274,7 @@ impl Launcher {
             self.options.limits.clone(),
             self.shutdown.draining(),
             self.log.clone(),
+            self.board.tally(number),
         )
     }
 

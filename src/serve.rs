@@ -29,6 +29,7 @@ use crate::http::parse::{self, Refused};
 use crate::http::reply::Persistence;
 use crate::http::{Method, Outbox, Reply, Request, Status, negotiate};
 use crate::observe::access_log::{AccessLog, Line};
+use crate::observe::counters::{Counter, Tally};
 use crate::shutdown::Draining;
 
 /// Bytes an engine receives at once, at the most.
@@ -59,11 +60,13 @@ pub enum Want {
 pub struct Worker {
     site: Arc<Site>,
     cache: Cache,
-    /// The time. The engine has it read once per turn of its loop.
+    /// The time, as of [`Worker::begin_turn`].
     pub clock: Clock,
     limits: Limits,
     draining: Draining,
     log: Option<AccessLog>,
+    /// What has happened here.
+    pub tally: Tally,
     /// Where a path is decoded into.
     scratch: Vec<u8>,
 }
@@ -76,6 +79,7 @@ impl Worker {
         limits: Limits,
         draining: Draining,
         log: Option<AccessLog>,
+        tally: Tally,
     ) -> Worker {
         Worker {
             cache: Cache::new(budget, site.changes().clone()),
@@ -84,6 +88,7 @@ impl Worker {
             limits,
             draining,
             log,
+            tally,
             scratch: Vec::new(),
         }
     }
@@ -91,6 +96,12 @@ impl Worker {
     /// The limits connections are held to; an engine may make them tighter before it begins.
     pub fn limits_mut(&mut self) -> &mut Limits {
         &mut self.limits
+    }
+
+    /// To be called once per turn of the engine's loop: reads the time, and publishes what was counted.
+    pub fn begin_turn(&mut self) {
+        self.clock.read();
+        self.tally.publish();
     }
 
     /// What is served.
@@ -115,6 +126,7 @@ impl Worker {
 
     /// A connection was accepted: what it wants first.
     pub fn accepted(&mut self, conn: &mut Connection) -> Want {
+        self.tally.add(Counter::Connections, 1);
         conn.wait_for_bytes(self.clock.now(), &self.limits);
         if self.draining.is_on() {
             self.hasten(conn);
@@ -128,6 +140,9 @@ impl Worker {
         if conn.is_lingering() {
             conn.wait_for_end(self.clock.now());
             return Want::Read;
+        }
+        if input.is_empty() && !conn.has_leftovers() {
+            return self.wanted(conn, out, None);
         }
         self.answer_all(conn, input, out, None)
     }
@@ -146,10 +161,15 @@ impl Worker {
 
     /// The deadline has passed.
     pub fn late(&mut self, conn: &mut Connection, out: &mut Outbox) -> Want {
-        if conn.is_receiving() && !conn.in_body() {
-            return self.last_words(conn, Status::RequestTimeout, out);
+        if !conn.is_receiving() {
+            self.tally.add(Counter::IdleTimeouts, 1);
+            return Want::Close;
         }
-        Want::Close
+        self.tally.add(Counter::HeaderTimeouts, 1);
+        if conn.in_body() {
+            return Want::Close;
+        }
+        self.last_words(conn, Status::RequestTimeout, out)
     }
 
     /// The client will send nothing more.
@@ -168,8 +188,10 @@ impl Worker {
 
     /// A send has been stuck until the deadline, while `queued` bytes are in the socket's queue: whether to
     /// wait on. To be asked instead of [`Worker::late`].
-    pub fn is_still_taking(&self, conn: &mut Connection, queued: u32) -> bool {
-        conn.is_still_taking(self.clock.now(), &self.limits, queued)
+    pub fn is_still_taking(&mut self, conn: &mut Connection, queued: u32) -> bool {
+        let taking = conn.is_still_taking(self.clock.now(), &self.limits, queued);
+        self.tally.add(Counter::SendTimeouts, u64::from(!taking));
+        taking
     }
 
     /// (1) Takes the bytes in place, or what was held back with the new ones behind it; (2) answers request
@@ -270,6 +292,7 @@ impl Worker {
                 Want::Shutdown
             }
             (Ending::Not, Some(load)) => {
+                self.tally.add(Counter::Loads, 1);
                 conn.wait_for_load();
                 Want::Load(load)
             }
@@ -317,13 +340,16 @@ impl Worker {
         let closing = self.draining.is_on() || !self.limits.keep_alive || request.method == Method::Connect;
         let persistence = conn.accept(request, closing);
         reply.write(out, self.clock.date_line(), persistence, request.method != Method::Head);
+        let length = if request.method == Method::Head { 0 } else { reply.body_length() };
+        self.tally.add(Counter::answered(reply.status), 1);
+        self.tally.add(Counter::BodyBytes, length);
         if let Some(log) = &mut self.log {
             log.record(&Line {
                 peer: conn.peer(),
                 unix_seconds: self.clock.unix_seconds(),
                 request: request.line,
                 status: reply.status,
-                length: if request.method == Method::Head { 0 } else { reply.body_length() },
+                length,
                 referer: request.lines("referer").next(),
                 user_agent: request.lines("user-agent").next(),
             });
@@ -349,6 +375,8 @@ impl Worker {
     fn say(&mut self, conn: &Connection, status: Status, out: &mut Outbox) {
         let reply = Reply::page(status);
         reply.write(out, self.clock.date_line(), Persistence::Close, true);
+        self.tally.add(Counter::answered(status), 1);
+        self.tally.add(Counter::BodyBytes, reply.body_length());
         if let Some(log) = &mut self.log {
             log.record(&Line {
                 peer: conn.peer(),

@@ -1,8 +1,11 @@
 //! The system calls that no library has in a safe form, outside the engines.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+use std::sync::atomic::AtomicU64;
 
 /// Has a listener keep back clients who have sent nothing yet, for about so many seconds at the most
 /// (`TCP_DEFER_ACCEPT`, tcp(7)): whoever is accepted has a request to read.
@@ -29,6 +32,29 @@ pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
 pub fn survive_file_size_limit() {
     // SAFETY: no handler is set; to ignore a signal touches nothing of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Maps so many numbers that other processes can see: those this one forks, or, where a file is given, all
+/// that map it too. They are zero at first, and never unmapped. The file must be long enough and stay so.
+///
+/// # Errors
+/// What `mmap(2)` says.
+pub fn share_words(file: Option<&File>, words: usize) -> io::Result<&'static [AtomicU64]> {
+    let (flags, descriptor) = match file {
+        Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+        None => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+    };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours.
+    let at = unsafe {
+        libc::mmap(ptr::null_mut(), words * size_of::<AtomicU64>(), protection, flags, descriptor, 0)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is so long, aligned to a page and never unmapped. All bits are a valid number, and
+    // whoever else has it mapped changes it by atomic operations too.
+    Ok(unsafe { std::slice::from_raw_parts(at.cast(), words) })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use ringserve::content::site::Rules;
 use ringserve::content::{Load, Site, Step};
 use ringserve::http::connection::Limits;
 use ringserve::http::{Chunk, Connection, Outbox};
+use ringserve::observe::counters::Tally;
 use ringserve::serve::{Want, Worker};
 use ringserve::shutdown::Draining;
 
@@ -164,7 +165,8 @@ impl Fixture {
         let rules = Rules { cache_file_max: 200_000, ..Rules::default() };
         let site = Arc::new(Site::open(self.folder.path(), rules).unwrap());
         let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(1) };
-        let mut worker = Worker::new(site, budget, Limits::default(), Draining::default(), None);
+        let mut worker =
+            Worker::new(site, budget, Limits::default(), Draining::default(), None, Tally::default());
         worker.clock = Clock::at(Tick::from_number(1000), 1_800_000_000);
         worker
     }

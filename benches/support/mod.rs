@@ -14,6 +14,7 @@ use ringserve::content::site::Rules;
 use ringserve::content::{Load, Loaded, Site, Step};
 use ringserve::http::connection::Limits;
 use ringserve::http::{Chunk, Connection, Outbox};
+use ringserve::observe::counters::Tally;
 use ringserve::serve::{Want, Worker};
 use ringserve::shutdown::Draining;
 
@@ -29,7 +30,8 @@ impl Exchange {
     pub fn new(folder: &Path) -> Exchange {
         let site = Arc::new(Site::open(folder, Rules::default()).expect("the folder exists"));
         let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(3600) };
-        let mut worker = Worker::new(site, budget, Limits::default(), Draining::default(), None);
+        let mut worker =
+            Worker::new(site, budget, Limits::default(), Draining::default(), None, Tally::default());
         let mut conn = Connection::new(None);
         worker.accepted(&mut conn);
         Exchange { worker, conn, outbox: Outbox::default() }

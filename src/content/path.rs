@@ -99,6 +99,10 @@ pub fn encode_query(query: &[u8]) -> String {
 fn is_plain(raw: &[u8]) -> bool {
     let mut after_slash = false;
     for &b in raw {
+        if b > b'/' {
+            after_slash = false;
+            continue;
+        }
         if b == b'%' || b == 0 || (after_slash && (b == b'/' || b == b'.')) {
             return false;
         }

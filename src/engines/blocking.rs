@@ -118,7 +118,7 @@ fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
 fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) {
     let worker = &mut seat.worker;
     let peer = if worker.wants_peers() { stream.peer_addr().ok().map(|peer| peer.ip()) } else { None };
-    worker.clock.read();
+    worker.begin_turn();
     let mut session = Session::new(stream.into(), Connection::new(peer), worker);
     loop {
         match session.advance(worker, desk) {
@@ -137,7 +137,7 @@ fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) {
         if worker.is_draining() {
             session.hasten(worker);
         }
-        worker.clock.read();
+        worker.begin_turn();
         session.wake(false);
         if worker.clock.now() > session.deadline() {
             session.late(worker);

@@ -142,7 +142,7 @@ impl Loop<'_> {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            self.seat.worker.clock.read();
+            self.seat.worker.begin_turn();
             for event in &events {
                 let flags = event.flags;
                 match event.data.u64() {

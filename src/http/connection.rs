@@ -154,6 +154,11 @@ impl Connection {
         std::mem::take(&mut self.leftovers)
     }
 
+    /// Whether bytes are held back.
+    pub(crate) fn has_leftovers(&self) -> bool {
+        !self.leftovers.is_empty()
+    }
+
     /// Holds bytes back for the next turn. `partial`: they are a head whose end has not come yet.
     pub(crate) fn hold(&mut self, bytes: Vec<u8>, partial: bool) {
         self.leftovers = bytes;

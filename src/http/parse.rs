@@ -226,7 +226,8 @@ impl<'a> Request<'a> {
         if origin.contains(&b'#') {
             return Err(Status::BadRequest);
         }
-        match origin.iter().position(|&b| b == b'?') {
+        let mark = origin.iter().position(|&b| b == b'?');
+        match mark {
             None => self.path = origin,
             Some(mark) => {
                 self.path = &origin[..mark];
@@ -343,6 +344,12 @@ fn content_length(value: &[u8]) -> Option<u64> {
 
 /// `uri-host [ ":" port ]` (RFC 9110 section 7.2, RFC 3986 section 3.2.2).
 fn is_host(value: &[u8]) -> bool {
+    let end = value.iter().position(|&b| !is_name(b)).unwrap_or(value.len());
+    match &value[end..] {
+        [] => return true,
+        [b':', port @ ..] => return end > 0 && port.iter().all(u8::is_ascii_digit),
+        _ => {}
+    }
     let (host, port) = match value {
         [b'[', rest @ ..] => {
             let Some(end) = rest.iter().position(|&b| b == b']') else { return false };
@@ -377,7 +384,22 @@ fn is_registered_name(host: &[u8]) -> bool {
 
 /// `unreserved` or `sub-delims` (RFC 3986 sections 2.2 and 2.3).
 fn is_name(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b)
+    const NAMES: [bool; 256] = {
+        let mut names = [false; 256];
+        let mut b = 0;
+        while b < 256 {
+            names[b] = (b as u8).is_ascii_alphanumeric();
+            b += 1;
+        }
+        let others = b"-._~!$&'()*+,;=";
+        let mut n = 0;
+        while n < others.len() {
+            names[others[n] as usize] = true;
+            n += 1;
+        }
+        names
+    };
+    NAMES[b as usize]
 }
 
 /// The members of a comma-separated list, trimmed, empty ones passed over (RFC 9110 section 5.6.1).

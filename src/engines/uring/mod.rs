@@ -186,7 +186,7 @@ impl Loop<'_> {
         loop {
             let mut completions = std::mem::take(&mut self.completions);
             self.ring.wait(self.timeout(), &mut completions)?;
-            self.seat.worker.clock.read();
+            self.seat.worker.begin_turn();
             let mut light = 0;
             for completion in completions.drain(..) {
                 if Mark::from(completion.user_data).operation.is_heavy() {
