@@ -154,7 +154,7 @@ pub struct Options {
     pub cache_size: Option<u64>,
     /// How long an entry of the cache is fresh.
     pub fresh_for: Duration,
-    /// What is served and how. Its `memory_max` is set at launch.
+    /// What is served and how. `memory_max`, `memory_files_max` and `shares_looks` are set at launch.
     pub rules: Rules,
     /// The access log's format.
     pub access_log: Format,

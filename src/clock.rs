@@ -16,6 +16,13 @@ impl Tick {
     /// The end of time: a deadline that never comes.
     pub const NEVER: Tick = Tick(u32::MAX);
 
+    /// This moment, by the kernel's coarse clock: a load from memory, no system call.
+    pub fn now() -> Tick {
+        let since_boot = clock_gettime(ClockId::MonotonicCoarse);
+        let milliseconds = since_boot.tv_sec as u64 * 1000 + since_boot.tv_nsec as u64 / 1_000_000;
+        Tick((milliseconds / u64::from(1000 / Tick::PER_SECOND)) as u32)
+    }
+
     /// The moment `duration` later; never before the duration is really over.
     #[must_use]
     pub fn after(self, duration: Duration) -> Tick {
@@ -71,9 +78,7 @@ impl Clock {
 
     /// Reads the kernel's clocks, the coarse ones: two loads from memory, no system call.
     pub fn read(&mut self) {
-        let since_boot = clock_gettime(ClockId::MonotonicCoarse);
-        let milliseconds = since_boot.tv_sec as u64 * 1000 + since_boot.tv_nsec as u64 / 1_000_000;
-        self.now = Tick((milliseconds / u64::from(1000 / Tick::PER_SECOND)) as u32);
+        self.now = Tick::now();
         let unix_seconds = u64::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec).unwrap_or(0);
         if unix_seconds != self.unix_seconds {
             self.unix_seconds = unix_seconds;

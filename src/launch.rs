@@ -43,6 +43,7 @@ pub fn run(mut options: Options) -> Result<(), String> {
     let descriptors = Descriptors::raise();
     options.rules.memory_max = cache_size.saturating_mul(2);
     options.rules.memory_files_max = descriptors.for_memory() as u64;
+    options.rules.shares_looks = !options.fresh_for.is_zero();
     let site = Site::open(&options.root, options.rules.clone()).map_err(|error| {
         format!("cannot serve {}: {error}; give an existing folder", options.root.display())
     })?;

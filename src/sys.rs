@@ -3,9 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 /// Has a listener keep back clients who have sent nothing yet, for about so many seconds at the most
 /// (`TCP_DEFER_ACCEPT`, tcp(7)): whoever is accepted has a request to read.
@@ -57,15 +60,79 @@ pub fn share_words(file: Option<&File>, words: usize) -> io::Result<&'static [At
     Ok(unsafe { std::slice::from_raw_parts(at.cast(), words) })
 }
 
+/// A sealed file in memory, mapped to be read. Nobody can change or shorten it, so it is as good as memory of
+/// our own.
+#[derive(Debug)]
+pub struct Mapping {
+    at: ptr::NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the bytes never change, and the mapping belongs to no thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps a file if it is sealed against writing and shrinking, and not empty.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` or `mmap(2)` says; `InvalidInput` where the file may still change.
+    pub fn of_sealed(file: impl AsFd) -> io::Result<Mapping> {
+        let needed = SealFlags::WRITE | SealFlags::SHRINK;
+        if !fcntl_get_seals(&file)?.contains(needed) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let len = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
+        let descriptor = file.as_fd().as_raw_fd();
+        // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours.
+        let at =
+            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
+        match ptr::NonNull::new(at.cast()) {
+            Some(at) if at.as_ptr() != libc::MAP_FAILED.cast() => Ok(Mapping { at, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: so much is mapped until this is dropped, and the seals keep it there and unchanged.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and whoever borrowed its bytes has given them back.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::time::{Duration, Instant};
 
     #[test]
+    fn only_what_cannot_change_is_mapped() {
+        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
+        let mut file = File::from(rustix::fs::memfd_create(c"test", flags).unwrap());
+        file.write_all(b"0123").unwrap();
+        assert_eq!(Mapping::of_sealed(&file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK).unwrap();
+        let mapping = Mapping::of_sealed(&file).unwrap();
+        drop(file);
+        assert_eq!(&*mapping, b"0123");
+        assert!(Mapping::of_sealed(File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
     fn who_sends_is_accepted_at_once_and_who_does_not_a_little_later() {
-        use std::io::Write;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         defer_accept(&listener, 1).unwrap();
         let address = listener.local_addr().unwrap();

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -432,5 +433,29 @@ fn each_coding_is_a_representation_of_its_own() {
             let part = ask(coding, "Range: bytes=2-4");
             assert_eq!((part.status, part.text(), part.value("etag")), (206, "234".into(), &**own));
         }
+    });
+}
+
+#[test]
+fn a_sibling_that_comes_or_goes_in_an_old_directory_is_noticed() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("sub/page.html", "as it is"), ("other.html", "other")]);
+        // From here on an unchanged directory proves that no name has come or gone in it.
+        std::thread::sleep(Duration::from_millis(3100));
+        let server = Server::start(engine, &site, &["--fresh", "300ms"]);
+        let ask = |target| server.ask("GET", target, &["Accept-Encoding: gzip"]).text();
+        for _ in 0..3 {
+            assert_eq!((ask("/sub/page.html"), ask("/other.html")), ("as it is".into(), "other".into()));
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        site.write("sub/page.html.gz", "smaller");
+        site.write("other.html.gz", "less");
+        std::thread::sleep(Duration::from_millis(900));
+        // The first to ask has it looked at again.
+        let _ = (ask("/sub/page.html"), ask("/other.html"));
+        assert_eq!((ask("/sub/page.html"), ask("/other.html")), ("smaller".into(), "less".into()));
+        fs::remove_file(site.path("sub/page.html.gz")).unwrap();
+        std::thread::sleep(Duration::from_millis(900));
+        assert_eq!((ask("/sub/page.html"), ask("/other.html")), ("as it is".into(), "less".into()));
     });
 }

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::http::reply::Bytes;
 use crate::http::{Blob, Ledger, Source};
+use crate::sys::Mapping;
 
 /// From this size on, bytes in memory are held as a file. Below, a copy costs less than a second call.
 const FILE_MIN: usize = 24 * 1024;
@@ -54,7 +55,9 @@ impl Body {
             && let Place::Memory(blob) = &self.place
             && let Ok(file) = memory_file(blob.bytes())
         {
-            let source = Source::in_memory(file, blob.bytes().len() as u64, ledger);
+            // A kernel that has no place for another mapping still has the file.
+            let mapping = Mapping::of_sealed(&file).ok();
+            let source = Source::in_memory(file, blob.bytes().len() as u64, mapping, ledger);
             return Body { place: Place::File(Arc::new(source)), hash: self.hash };
         }
         self
@@ -129,6 +132,7 @@ mod tests {
         assert_eq!(seen, bytes);
         assert!(file.write_at(b"x", 0).is_err());
         assert!(file.set_len(1).is_err());
+        assert_eq!(source(&body).bytes(), Some(&*bytes));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::http::reply::Bytes;
 use crate::http::{Status, date};
 
 use super::body::Body;
+use super::directory::Stamp;
 use super::mime;
 use super::path;
 
@@ -57,6 +58,8 @@ pub struct File {
     pub identity: Identity,
     /// Whether an equal identity proves equal bytes.
     pub settled: bool,
+    /// Of the directory, before the siblings were looked for.
+    pub(super) stamp: Stamp,
     /// Whether its body is to be held otherwise once it is asked for again.
     pub on_trial: bool,
 }
@@ -84,6 +87,24 @@ impl Identity {
         }
     }
 
+    /// All of it, as bytes.
+    pub(super) fn to_bytes(self) -> [u8; 56] {
+        let words = [
+            self.device,
+            self.inode,
+            self.size,
+            self.modified.0 as u64,
+            self.modified.1,
+            self.changed.0 as u64,
+            self.changed.1,
+        ];
+        let mut bytes = [0; 56];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
     /// Whether the file had lain still long enough at `now` for its identity to prove its bytes.
     pub fn is_settled(&self, now: u64) -> bool {
         u64::try_from(self.changed.0).unwrap_or(0) + SETTLED_SECONDS <= now
@@ -98,6 +119,7 @@ pub(super) struct Parts<'a> {
     pub coding: Option<Coding>,
     pub siblings: Codings,
     pub settled: bool,
+    pub stamp: Stamp,
     pub on_trial: bool,
     pub cache_control: Option<&'a str>,
     /// Seconds since 1970.
@@ -151,6 +173,7 @@ impl File {
             siblings: parts.siblings,
             identity: parts.identity,
             settled: parts.settled,
+            stamp: parts.stamp,
             on_trial: parts.on_trial,
         }
     }

@@ -13,10 +13,12 @@ use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::clock::Tick;
 use crate::http::Status;
 use crate::http::negotiate::{Coding, Codings};
 
 use super::body::Body;
+use super::directory::{self, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
 use super::site::Site;
 
@@ -100,6 +102,12 @@ enum State {
         identity: Identity,
         buffer: Vec<u8>,
     },
+    /// Looking whether names have come or gone in the directory since the siblings were looked for.
+    Stamping {
+        found: Found,
+        directory: CString,
+        at: Tick,
+    },
     /// Looking for the sibling of that coding, `name` being its name.
     Probing {
         found: Found,
@@ -116,6 +124,8 @@ struct Found {
     identity: Identity,
     body: Body,
     settled: bool,
+    /// Of the directory, before the siblings were looked for.
+    stamp: Stamp,
     siblings: Codings,
 }
 
@@ -178,6 +188,12 @@ impl Load {
                 flags: Site::OPEN,
                 resolve: self.site.resolve(),
             },
+            State::Stamping { directory, .. } => Step::Open {
+                root: self.site.root(),
+                path: directory,
+                flags: OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                resolve: self.site.resolve(),
+            },
             // O_PATH opens nothing but the name, so whatever lies there is not disturbed.
             State::Following { name, .. } => Step::Open {
                 root: self.site.root(),
@@ -213,6 +229,11 @@ impl Load {
                     },
                     Err(error) => self.failed(number, name, target, &error),
                 };
+            }
+            State::Stamping { found, directory, at } => {
+                let stamp = result.map_or_else(|_| Stamp::default(), |directory| Stamp::of(directory, now()));
+                self.site.directories().insert(directory, at, stamp.clone());
+                self.state = self.stamped(found, stamp);
             }
             State::Probing { found, next, name }
                 if result.as_ref().is_err_and(is_passing) && self.try_again() =>
@@ -263,6 +284,15 @@ impl Load {
         (&self.path, self.want.coding())
     }
 
+    /// Bytes of the file that is being loaded, as far as is known: what comes of it is as much to do.
+    pub fn size(&self) -> u64 {
+        match &self.state {
+            State::Reading { identity, .. } => identity.size,
+            State::Stamping { found, .. } | State::Probing { found, .. } => found.identity.size,
+            State::Opening { .. } | State::Following { .. } | State::Done(_) => 0,
+        }
+    }
+
     fn is_directory(&self) -> bool {
         self.path.ends_with(b"/")
     }
@@ -275,8 +305,7 @@ impl Load {
             // What once was too much for the memory may fit by now; its tag should be that of its bytes.
             && !(known.is_on_disk() && self.site.may_hold(identity.size))
         {
-            let (body, settled) = (self.site.hold(known.body().clone()), true);
-            return self.found(Found { name, identity, body, settled, siblings: Codings::default() });
+            return self.found(name, identity, self.site.hold(known.body().clone()), true);
         }
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {
@@ -287,8 +316,7 @@ impl Load {
             }
             _ => {
                 let settled = identity.is_settled(now());
-                let body = Body::on_disk(file, identity.size);
-                self.found(Found { name, identity, body, settled, siblings: Codings::default() })
+                self.found(name, identity, Body::on_disk(file, identity.size), settled)
             }
         }
     }
@@ -307,14 +335,35 @@ impl Load {
         let body = Body::in_memory(buffer, self.site.ledger());
         // It was asked for before, so it will be again.
         let body = if self.known.is_some() { self.site.hold(body) } else { body };
-        self.found(Found { name, identity, body, settled, siblings: Codings::default() })
+        self.found(name, identity, body, settled)
     }
 
-    fn found(&mut self, found: Found) -> State {
-        match self.want {
-            Want::Plain => self.probe(found, 0),
-            Want::Sibling(..) => self.done(found),
+    fn found(&mut self, name: CString, identity: Identity, body: Body, settled: bool) -> State {
+        let found =
+            Found { name, identity, body, settled, stamp: Stamp::default(), siblings: Codings::default() };
+        if let Want::Sibling(..) = self.want {
+            return self.done(found);
         }
+        let directory = directory::parent(&found.name);
+        let at = Tick::now();
+        let seen = self.site.directories().get(&directory, at).filter(|_| self.site.rules().shares_looks);
+        match seen {
+            Some(stamp) => self.stamped(found, stamp),
+            None => State::Stamping { found, directory, at },
+        }
+    }
+
+    /// The directory looks like this. Looks for the siblings, unless that proves them to be what they were.
+    fn stamped(&mut self, mut found: Found, stamp: Stamp) -> State {
+        found.stamp = stamp;
+        if let Some(Entry::File(known)) = self.known.as_deref()
+            && found.stamp.proves(&known.stamp)
+            && known.name.as_ref() == &*found.name
+        {
+            found.siblings = known.siblings;
+            return self.done(found);
+        }
+        self.probe(found, 0)
     }
 
     fn probe(&mut self, found: Found, next: usize) -> State {
@@ -332,6 +381,7 @@ impl Load {
             && file.is_on_disk() == found.body.is_on_disk()
             && (file.identity, file.siblings, &*file.name) == (found.identity, found.siblings, &*found.name)
         {
+            file.stamp.renew(&found.stamp);
             return State::Done(known.clone());
         }
         State::Done(Arc::new(Entry::File(File::new(Parts {
@@ -342,6 +392,7 @@ impl Load {
             coding: self.want.coding(),
             siblings: found.siblings,
             settled: found.settled,
+            stamp: found.stamp,
             cache_control: self.site.rules().cache_control.as_deref(),
             now: now(),
         }))))

@@ -5,6 +5,7 @@
 pub mod answer;
 pub mod body;
 pub mod cache;
+pub mod directory;
 pub mod entry;
 pub mod load;
 pub mod mime;

@@ -12,6 +12,7 @@ use crate::http::Ledger;
 
 use super::body::Body;
 use super::cache::Changes;
+use super::directory::Directories;
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -41,6 +42,8 @@ pub struct Rules {
     /// Bytes of bodies that may be in memory, cached or still being sent; a file that does not fit is served
     /// from its descriptor instead.
     pub memory_max: u64,
+    /// Whether what one load has seen of a directory may serve another in the same tick of the clock.
+    pub shares_looks: bool,
     /// Bodies that may be in memory as files, each of which takes a descriptor.
     pub memory_files_max: u64,
 }
@@ -54,6 +57,7 @@ impl Default for Rules {
             cache_control: None,
             cache_file_max: 1 << 20,
             memory_max: 512 << 20,
+            shares_looks: true,
             memory_files_max: 64,
         }
     }
@@ -66,6 +70,7 @@ pub struct Site {
     rules: Rules,
     ledger: Ledger,
     changes: Arc<Changes>,
+    directories: Directories,
 }
 
 impl Site {
@@ -80,7 +85,13 @@ impl Site {
     pub fn open(root: &Path, rules: Rules) -> io::Result<Site> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(rustix::fs::CWD, root, flags, Mode::empty())?;
-        Ok(Site { root, rules, ledger: Ledger::default(), changes: Arc::default() })
+        Ok(Site {
+            root,
+            rules,
+            ledger: Ledger::default(),
+            changes: Arc::default(),
+            directories: Directories::default(),
+        })
     }
 
     /// The root, for `openat2(2)`.
@@ -101,6 +112,11 @@ impl Site {
     /// What the caches tell each other.
     pub fn changes(&self) -> &Arc<Changes> {
         &self.changes
+    }
+
+    /// What directories look like at the moment.
+    pub(super) fn directories(&self) -> &Directories {
+        &self.directories
     }
 
     /// How far a path may lead, for `openat2(2)`: the kernel checks each step, so there is no race between a

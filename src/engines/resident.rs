@@ -45,8 +45,8 @@ impl Resident {
 /// A shorter span is copied behind its head.
 const SHORT_MAX: u64 = 8 * 1024;
 
-/// Has a short span that is in the page cache leave in one piece with its head.
-pub fn take_in_short_span(outbox: &mut Outbox) {
+/// Has short spans that are in the page cache leave in one piece with their heads.
+pub fn take_in_short_spans(outbox: &mut Outbox) {
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
         text.reserve(len);
         let _ = read_resident(file.as_fd(), text, at, len);

@@ -18,7 +18,7 @@ use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
 use super::helpers::{Done, Job};
-use super::resident::{Resident, SPAN_MAX, read_resident, take_in_short_span};
+use super::resident::{Resident, SPAN_MAX, read_resident, take_in_short_spans};
 use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
@@ -178,7 +178,7 @@ impl Session {
                     Err(_) => return Wait::Over,
                 },
                 Want::Send { then_close } => {
-                    take_in_short_span(outbox);
+                    take_in_short_spans(outbox);
                     let disk = &mut self.disk;
                     let (sent, progress) = send_now(&self.socket, outbox, |file, at, len| {
                         disk.get_or_insert_default().resident.find(file, at, len)

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sys::Mapping;
+
 /// Counts what the bodies made with it take; clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger(Arc<Counts>);
@@ -65,19 +67,27 @@ pub struct Source {
     size: u64,
     /// Set where the file is in memory and nobody else has it.
     ledger: Option<Ledger>,
+    mapping: Option<Mapping>,
 }
 
 impl Source {
     /// A file of the file system, `size` bytes of it. It may change, and its disk may be slow.
     pub fn on_disk(descriptor: OwnedFd, size: u64) -> Source {
-        Source { descriptor, size, ledger: None }
+        Source { descriptor, size, ledger: None, mapping: None }
     }
 
-    /// A file in memory that never changes, entered into the ledger until it is dropped.
-    pub fn in_memory(descriptor: OwnedFd, size: u64, ledger: &Ledger) -> Source {
+    /// A file in memory that never changes, entered into the ledger until it is dropped. Where it is mapped
+    /// too, small spans of it can be copied.
+    pub fn in_memory(descriptor: OwnedFd, size: u64, mapping: Option<Mapping>, ledger: &Ledger) -> Source {
+        debug_assert!(mapping.as_ref().is_none_or(|mapping| mapping.len() as u64 == size));
         ledger.0.bytes.fetch_add(size, Ordering::Relaxed);
         ledger.0.files.fetch_add(1, Ordering::Relaxed);
-        Source { descriptor, size, ledger: Some(ledger.clone()) }
+        Source { descriptor, size, ledger: Some(ledger.clone()), mapping }
+    }
+
+    /// Its bytes, where they can be had as they are.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        self.mapping.as_deref()
     }
 
     /// Bytes in it.
@@ -126,7 +136,7 @@ mod tests {
         let pipe = || OwnedFd::from(std::io::pipe().unwrap().0);
         let ledger = Ledger::default();
         let disk = Source::on_disk(pipe(), 100);
-        let memory = Source::in_memory(pipe(), 50, &ledger);
+        let memory = Source::in_memory(pipe(), 50, None, &ledger);
         assert_eq!((disk.is_in_memory(), memory.is_in_memory()), (false, true));
         assert_eq!((ledger.alive(), ledger.files()), (50, 1));
         drop((disk, memory));

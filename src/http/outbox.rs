@@ -14,6 +14,8 @@ use super::blob::{Blob, Source};
 pub const TEXT_MAX: usize = 64 * 1024;
 /// Bytes of memory shown at once: the kernel copies them, and others wait meanwhile.
 pub const PIECE: usize = 256 * 1024;
+/// Text from which on no more spans are taken into it.
+const TAKEN_MAX: usize = 2 * TEXT_MAX;
 /// Parts in the queue before it must be sent; bounds what a client that never reads can pin.
 const PARTS_MAX: usize = 48;
 /// An emptied text buffer larger than this is given back, so that one burst does not stay for ever.
@@ -87,28 +89,40 @@ impl Outbox {
         }
     }
 
-    /// Where a head is followed by a short span of a file and nothing else, has the span read behind it,
-    /// so that both leave in one piece. `read` appends so many bytes of the file from an offset on, or fewer
-    /// where it would have to wait, and then all stays as it was.
-    pub fn take_in(&mut self, len_max: u64, read: impl FnOnce(&Source, &mut Vec<u8>, u64, usize)) {
-        if self.parts.len() != 2 {
-            return;
-        }
-        let (Some(Part::Text(head)), Some(Part::File(file, span))) = (self.parts.front(), self.parts.back())
-        else {
-            return;
-        };
-        let len = span.end - span.start;
-        if len > len_max || head.end != self.text.len() {
-            return;
-        }
-        read(file, &mut self.text, span.start, len as usize);
-        if self.text.len() as u64 == head.end as u64 + len {
-            let all = head.start..self.text.len();
-            self.parts.clear();
-            self.parts.push_back(Part::Text(all));
-        } else {
-            self.text.truncate(head.end);
+    /// Has short spans of files read into the text, so that they leave in one piece with the heads around
+    /// them. `read` appends so many bytes of the file from an offset on, or fewer where it would have to
+    /// wait, and then that span stays as it was.
+    pub fn take_in(&mut self, len_max: u64, mut read: impl FnMut(&Source, &mut Vec<u8>, u64, usize)) {
+        let mut taken = false;
+        // Once round the queue: each part comes off the front and goes to the back.
+        for number in 0..self.parts.len() {
+            let Some(part) = self.parts.pop_front() else { return };
+            let start = self.text.len();
+            let has_moved = match &part {
+                Part::File(file, span) if span.end - span.start <= len_max && start < TAKEN_MAX => {
+                    let len = (span.end - span.start) as usize;
+                    read(file, &mut self.text, span.start, len);
+                    taken = self.text.len() == start + len;
+                    if !taken {
+                        self.text.truncate(start);
+                    }
+                    taken
+                }
+                // It follows on what was read, and so it does in the text from now on.
+                Part::Text(range) if taken => {
+                    self.text.extend_from_within(range.clone());
+                    true
+                }
+                _ => {
+                    taken = false;
+                    false
+                }
+            };
+            match self.parts.back_mut() {
+                _ if !has_moved => self.parts.push_back(part),
+                Some(Part::Text(range)) if number > 0 && range.end == start => range.end = self.text.len(),
+                _ => self.parts.push_back(Part::Text(start..self.text.len())),
+            }
         }
     }
 
@@ -262,6 +276,48 @@ mod tests {
             let front = out.front(&mut slices);
             assert!(matches!(front, Chunk::Memory { slices: 1, more } if more != is_taken), "{len} {had}");
             assert_eq!(&*slices[0], if is_taken { &b"headxxx"[..] } else { b"head" });
+        }
+    }
+
+    #[test]
+    fn spans_are_taken_in_wherever_they_stand_and_the_order_stays() {
+        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 99));
+        let blob = Blob::new(b"blob".to_vec(), &Ledger::default());
+        // What is asked for, and which of the spans can be had at once.
+        for had in 0..8 {
+            let mut out = Outbox::default();
+            for (number, name) in ["a", "b", "c"].iter().enumerate() {
+                out.text(name.as_bytes());
+                out.file(&file, number as u64 * 10..number as u64 * 10 + 2);
+                if number == 1 {
+                    out.shared(&blob, 0..4);
+                }
+            }
+            out.text(b"end");
+            out.sent(1);
+            out.take_in(2, |_, text, at, len| {
+                let has = had >> (at / 10) & 1 == 1;
+                text.extend(std::iter::repeat_n(b'0' + (at / 10) as u8, if has { len } else { 1 }));
+            });
+            let mut seen = Vec::new();
+            loop {
+                let mut slices = [IoSlice::new(&[]); 9];
+                let n = match out.front(&mut slices) {
+                    Chunk::Empty => break,
+                    Chunk::File { at, len, .. } => {
+                        assert_eq!(had >> (at / 10) & 1, 0);
+                        seen.extend(std::iter::repeat_n(b'0' + (at / 10) as u8, len as usize));
+                        len
+                    }
+                    Chunk::Memory { slices: count, .. } => {
+                        let before = seen.len();
+                        slices[..count].iter().for_each(|slice| seen.extend_from_slice(slice));
+                        (seen.len() - before) as u64
+                    }
+                };
+                out.sent(n);
+            }
+            assert_eq!(String::from_utf8(seen).unwrap(), "00b11blobc22end", "{had}");
         }
     }
 

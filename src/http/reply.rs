@@ -192,16 +192,14 @@ impl Bytes<'_> {
 
     #[inline]
     fn write(&self, out: &mut Outbox, span: Range<u64>, copy_max: usize) {
+        let place = span.start as usize..span.end as usize;
         match self {
-            Bytes::Memory(blob) => {
-                let span = span.start as usize..span.end as usize;
-                if span.len() <= copy_max {
-                    out.text(&blob.bytes()[span]);
-                } else {
-                    out.shared(blob, span);
-                }
-            }
-            Bytes::File(file) => out.file(file, span),
+            Bytes::Memory(blob) if place.len() <= copy_max => out.text(&blob.bytes()[place]),
+            Bytes::Memory(blob) => out.shared(blob, place),
+            Bytes::File(file) => match file.bytes() {
+                Some(bytes) if place.len() <= copy_max => out.text(&bytes[place]),
+                _ => out.file(file, span),
+            },
         }
     }
 }

@@ -48,7 +48,7 @@ use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
 use self::send::{FileBuffers, Message};
-use super::resident::{Resident, take_in_short_span};
+use super::resident::{Resident, take_in_short_spans};
 use super::{Capabilities, Engine, LIGHT_PER_HEAVY, Seat, Threads};
 
 /// The table's row.
@@ -67,6 +67,8 @@ const BUFFERS: u16 = 256;
 const LOADS_MAX: usize = 32;
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
+/// Loading a file of so many bytes is as much to do as answering many requests.
+const HEAVY_MIN: u64 = 64 * 1024;
 /// How long a send waits where readiness cannot be waited for.
 const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
@@ -189,7 +191,7 @@ impl Loop<'_> {
             self.seat.worker.begin_turn();
             let mut light = 0;
             for completion in completions.drain(..) {
-                if Mark::from(completion.user_data).operation.is_heavy() {
+                if self.is_heavy(&completion) {
                     self.heavy.push_back(completion);
                 } else {
                     light += 1;
@@ -212,6 +214,19 @@ impl Loop<'_> {
             if self.acceptor.has_ended() && (self.connections == 0 || self.seat.shutdown.is_cut()) {
                 return Ok(());
             }
+        }
+    }
+
+    /// Whether a completion brings as much to do as a large piece of a file does.
+    fn is_heavy(&mut self, completion: &Completion) -> bool {
+        let Mark { operation, key } = completion.user_data.into();
+        match operation {
+            Operation::FileRead | Operation::Writable => true,
+            Operation::Open | Operation::Read => matches!(
+                live(&mut self.slots, key).map(|slot| &slot.task),
+                Some(Task::Load(load, _)) if load.size() >= HEAVY_MIN
+            ),
+            _ => false,
         }
     }
 
@@ -305,7 +320,7 @@ impl Loop<'_> {
             }
             Want::Send { then_close } => {
                 slot.then_close = then_close;
-                take_in_short_span(&mut slot.outbox);
+                take_in_short_spans(&mut slot.outbox);
                 self.send(key)
             }
             Want::Load(load) if self.loads >= LOADS_MAX => {

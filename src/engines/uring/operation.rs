@@ -53,11 +53,6 @@ impl Operation {
         Operation::Signal,
         Operation::Cancel,
     ];
-
-    /// Whether its completion brings as much to do as a large piece of a file does.
-    pub fn is_heavy(self) -> bool {
-        matches!(self, Operation::Open | Operation::Read | Operation::FileRead | Operation::Writable)
-    }
 }
 
 /// A slot's index, and which of the connections that have had this slot.
