@@ -10,9 +10,12 @@ use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-use crate::common::{Setup, Site};
+use crate::common::{Setup, Site, numbered_bytes, on_every_engine};
 
 mod common;
+
+/// cachestat(2), Linux 6.5; the same number on every architecture.
+const SYS_CACHESTAT: i64 = 451;
 
 /// The program under a filter of system calls, as container engines set one: this call fails with that error.
 fn filtered(mut setup: Setup, call: i64, errno: i32) -> Setup {
@@ -116,4 +119,25 @@ fn auto_serves_with_however_little_memory_that_may_be_locked() {
         server.signal(Signal::TERM);
         server.ends_well();
     }
+}
+
+/// What an engine does better with one of these calls, it does without it too.
+#[test]
+fn calls_that_only_help_may_be_forbidden() {
+    on_every_engine(|engine| {
+        let large = numbered_bytes(3 << 20);
+        let middle = numbered_bytes(100_000);
+        let site = Site::with(&[("large.bin", large.clone()), ("middle.bin", middle.clone())]);
+        for call in [libc::SYS_memfd_create, SYS_CACHESTAT, libc::SYS_preadv2, libc::SYS_fstatfs] {
+            let mut server = filtered(Setup::new().serving(engine.name, &site), call, libc::EPERM).start();
+            for _ in 0..3 {
+                assert!(server.get("/middle.bin").body == middle, "{call}");
+                assert!(server.get("/large.bin").body == large, "{call}");
+                let span = server.ask("GET", "/large.bin", &["Range: bytes=100-199"]);
+                assert_eq!((span.status, &*span.body), (206, &large[100..200]), "{call}");
+            }
+            server.signal(Signal::TERM);
+            server.ends_well();
+        }
+    });
 }

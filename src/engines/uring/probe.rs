@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{opcode, squeue};
-use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::engines::Refusal;
 
@@ -62,11 +61,10 @@ fn try_all() -> Result<(), Refused> {
     let directory = probe.try_one("an openat2", &open)?;
     // SAFETY: the ring has opened it just now.
     drop(unsafe { OwnedFd::from_raw_fd(directory) });
-    // A file in memory: in a container there may be no other that is sure to exist.
-    let file = memfd_create("ringserve-probe", MemfdFlags::CLOEXEC)
-        .map_err(|errno| ours("a file to try it on")(errno.into()))?;
-    rustix::io::write(&file, b"z").map_err(|errno| ours("a file to try it on")(errno.into()))?;
-    let read = opcode::Read::new(Fd(file.as_raw_fd()), byte, 1).offset(0).build();
+    // A pipe: in a container there may be no file that is sure to exist.
+    let (file, mut writer) = io::pipe().map_err(ours("a pipe to try it on"))?;
+    writer.write_all(b"z").map_err(ours("a pipe to try it on"))?;
+    let read = opcode::Read::new(Fd(file.as_raw_fd()), byte, 1).build();
     probe.try_one("a read", &read)?;
     // SAFETY: it came from a box, and nothing that points to it is in flight.
     drop(unsafe { Box::from_raw(memory) });
