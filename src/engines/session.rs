@@ -19,7 +19,7 @@ use crate::serve::{READ_MAX, Want, Worker};
 
 use super::helpers::{Done, Job};
 use super::resident::{Resident, SPAN_MAX, read_resident, take_in_short_spans};
-use super::transfer::{Sent, queued, send_now};
+use super::transfer::{Sent, abandon, queued, send_now};
 
 /// Things done for one connection before others have their turn.
 const STEPS_MAX: usize = 32;
@@ -106,6 +106,7 @@ impl Session {
             }
             // Nothing can be said behind half an answer, be it for a disk that does not answer.
             Want::Send { .. } => {
+                abandon(&self.socket);
                 self.disk = None;
                 Want::Close
             }

@@ -101,6 +101,18 @@ fn is_full(socket: BorrowedFd) -> bool {
     poll(&mut asked, Some(&Timespec::default())) == Ok(0)
 }
 
+/// The value of `SO_LINGER` (socket(7)) with which a close drops what the client has not taken. Otherwise the
+/// kernel would keep it, megabytes for each, and go on offering it for minutes.
+pub static NO_LINGER: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
+
+/// Has the close that follows drop what is queued: the client is given up for lost.
+pub fn abandon(socket: impl AsFd) {
+    let (value, size) = (&raw const NO_LINGER, size_of::<libc::linger>() as libc::socklen_t);
+    let descriptor = socket.as_fd().as_raw_fd();
+    // SAFETY: the value is a constant, and as long as is said.
+    unsafe { libc::setsockopt(descriptor, libc::SOL_SOCKET, libc::SO_LINGER, value.cast(), size) };
+}
+
 /// Bytes in the socket's own queue that the client has not acknowledged yet (SIOCOUTQ, tcp(7)).
 pub fn queued(socket: impl AsFd) -> u32 {
     let mut bytes: libc::c_int = 0;

@@ -269,6 +269,8 @@ impl Loop<'_> {
             // It was waited for in vain.
             Operation::Writable if late => self.ask_queued(key),
             Operation::Queued => self.queued(key, result),
+            // Linux before 6.7 closes it as any other.
+            Operation::Abandon => self.carry_out(key, Want::Close),
             // A client that has ended its own side and yet does not read: the ring's poll always tells of the
             // first and so cannot be used to wait for the second.
             Operation::Writable if result == libc::EPOLLRDHUP => {

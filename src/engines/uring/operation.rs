@@ -18,6 +18,8 @@ pub enum Operation {
     Writable,
     /// Asking how much is in a socket's own queue.
     Queued,
+    /// Having the close that follows drop what is queued.
+    Abandon,
     /// Getting a descriptor of the process for a direct one, for sendfile(2).
     Install,
     /// Opening a file for a load.
@@ -37,13 +39,14 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 14] = [
+    const ALL: [Operation; 15] = [
         Operation::Receive,
         Operation::Send,
         Operation::FileRead,
         Operation::FileSend,
         Operation::Writable,
         Operation::Queued,
+        Operation::Abandon,
         Operation::Install,
         Operation::Open,
         Operation::Read,

@@ -14,7 +14,7 @@ use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
 
 use crate::engines::resident::Resident;
-use crate::engines::transfer::{Sent, send_now};
+use crate::engines::transfer::{self, Sent, send_now};
 use crate::http::Chunk;
 use crate::http::outbox::PIECE;
 use crate::serve::Want;
@@ -212,7 +212,12 @@ impl Loop<'_> {
             self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
             self.send(key)
         } else {
-            self.carry_out(key, Want::Close)
+            let level = libc::SOL_SOCKET as u32;
+            let value = (&raw const transfer::NO_LINGER).cast();
+            let length = size_of::<libc::linger>() as u32;
+            let option = libc::SO_LINGER as u32;
+            let entry = opcode::SetSockOpt::new(Fixed(key.index), level, option, value, length).build();
+            self.submit(key, Operation::Abandon, entry)
         }
     }
 
