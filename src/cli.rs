@@ -124,6 +124,10 @@ struct Args {
     #[arg(long, value_name = "LEVEL", env = "SERVER_LOG_LEVEL", default_value = "info")]
     log_level: Level,
 
+    /// An address of its own for /healthz, /readyz and /metrics, as in 127.0.0.1:9090
+    #[arg(long, value_name = "ADDR:PORT", env = "SERVER_ADMIN")]
+    admin: Option<String>,
+
     /// An existing file to count into, so that whoever measures the server can read along
     #[arg(long, value_name = "FILE", env = "SERVER_COUNTERS_FILE", hide = true)]
     counters_file: Option<PathBuf>,
@@ -160,6 +164,8 @@ pub struct Options {
     pub access_log: Format,
     /// What is logged.
     pub log_level: Level,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served, if at all.
+    pub admin: Option<String>,
     /// Where to count into; `None` for memory of this process.
     pub counters_file: Option<PathBuf>,
 }
@@ -273,6 +279,7 @@ impl Args {
             },
             access_log: self.access_log,
             log_level: self.log_level,
+            admin: self.admin.filter(|address| !address.is_empty()),
             counters_file: self.counters_file,
         })
     }

@@ -18,7 +18,9 @@ use crate::content::cache::Budget;
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
 use crate::observe::access_log::{self, AccessLog};
+use crate::observe::admin::Admin;
 use crate::observe::counters::Board;
+use crate::observe::metrics::Overview;
 use crate::serve::Worker;
 use crate::shutdown::{Phase, Shutdown};
 use crate::sys;
@@ -113,6 +115,7 @@ impl Launcher {
                 Err(refusal) => (AUTO.1, fallback_reason(&refusal.to_string())),
             },
         };
+        let admin = self.options.admin.as_deref().map(Admin::bind).transpose()?;
         // A worker that may hold no connection would only leave its clients waiting.
         let mut listeners = self.bind(threads_of(engine, wanted).min(self.connections_max()))?;
         let count = listeners.len();
@@ -133,6 +136,21 @@ impl Launcher {
             }
         }
         tracing::info!("engine {}: {why}", engine.name);
+        if let Some(admin) = admin {
+            let overview = Overview {
+                engine: engine.name,
+                why: why.clone(),
+                workers: count,
+                board: self.board,
+                site: self.site.clone(),
+                shutdown: self.shutdown.clone(),
+            };
+            let address = admin.address();
+            admin.serve(overview).map_err(|error| format!("cannot serve --admin: {error}"))?;
+            if let Ok(address) = address {
+                tracing::info!("admin: http://{address}/healthz, /readyz and /metrics");
+            }
+        }
         self.announce(engine, &why, count, address);
         self.wait(count, inbox, doors)
     }
@@ -216,6 +234,7 @@ impl Launcher {
                     }
                 }
                 Ok(Event::Signal(signal)) => {
+                    self.shutdown.expect();
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                     next_phase = if next_phase.is_some() || self.shutdown.phase() == Phase::Draining {
                         tracing::warn!("{name} again: cutting what is left");

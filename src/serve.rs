@@ -324,6 +324,7 @@ impl Worker {
                 match path::canonical(request.path, hidden, &mut self.scratch) {
                     Ok(path) => match find(&self.site, &mut self.cache, now, request, path, ready) {
                         Ok(entry) => {
+                            self.tally.add(Counter::CacheHits, u64::from(ready.is_none()));
                             found = entry;
                             answer::answer(request, found, self.clock.unix_seconds())
                         }

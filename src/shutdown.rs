@@ -36,6 +36,7 @@ pub struct Shutdown {
     event: OwnedFd,
     phase: AtomicU8,
     draining: Draining,
+    expected: AtomicBool,
 }
 
 impl Shutdown {
@@ -45,11 +46,27 @@ impl Shutdown {
     /// What `eventfd(2)` says.
     pub fn new() -> io::Result<Shutdown> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Shutdown { event, phase: AtomicU8::new(Phase::Serving as u8), draining: Draining::default() })
+        Ok(Shutdown {
+            event,
+            phase: AtomicU8::new(Phase::Serving as u8),
+            draining: Draining::default(),
+            expected: AtomicBool::new(false),
+        })
+    }
+
+    /// The server will drain, if perhaps not yet: whoever sends clients here should stop to.
+    pub fn expect(&self) {
+        self.expected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server drains or will.
+    pub fn is_expected(&self) -> bool {
+        self.expected.load(Ordering::Relaxed)
     }
 
     /// From now on every answer is the last of its connection; nothing else changes yet.
     pub fn announce(&self) {
+        self.expect();
         self.draining.0.store(true, Ordering::Relaxed);
     }
 

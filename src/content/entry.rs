@@ -9,11 +9,12 @@ use rustix::fs::Stat;
 use crate::http::conditional::Validators;
 use crate::http::negotiate::{Coding, Codings};
 use crate::http::reply::Bytes;
-use crate::http::{Status, date};
+use crate::http::{Ledger, Status, date};
 
 use super::body::Body;
 use super::directory::Stamp;
 use super::mime;
+use super::pages::Page;
 use super::path;
 
 /// Seconds a file must have lain unchanged before an equal `stat` proves equal bytes: two writes within one
@@ -87,6 +88,11 @@ impl Identity {
         }
     }
 
+    /// Of what was made now, in seconds since 1970.
+    pub(super) fn made(size: u64, now: u64) -> Identity {
+        Identity { device: 0, inode: 0, size, modified: (now as i64, 0), changed: (now as i64, 0) }
+    }
+
     /// All of it, as bytes.
     pub(super) fn to_bytes(self) -> [u8; 56] {
         let words = [
@@ -116,6 +122,8 @@ pub(super) struct Parts<'a> {
     pub name: CString,
     pub identity: Identity,
     pub body: Body,
+    /// `None` for what the name says.
+    pub content_type: Option<&'a str>,
     pub coding: Option<Coding>,
     pub siblings: Codings,
     pub settled: bool,
@@ -139,7 +147,8 @@ impl File {
 
         let mut head = format!("Content-Length: {size}\r\n");
         let type_start = head.len();
-        let _ = write!(head, "Content-Type: {}\r\n", mime::content_type(plain));
+        let content_type = parts.content_type.map_or_else(|| mime::content_type(plain), str::to_owned);
+        let _ = write!(head, "Content-Type: {content_type}\r\n");
         let type_end = head.len();
         head.push_str("Last-Modified: ");
         let modified_start = head.len();
@@ -239,6 +248,26 @@ impl Entry {
     pub(super) fn redirect(path: &[u8]) -> Entry {
         let location = format!("Location: {}/", path::encode(path)).into_bytes();
         Entry::Redirect(Redirect { location: location.into_boxed_slice() })
+    }
+
+    /// What was made for one answer.
+    pub(super) fn made(page: Page, cache_control: Option<&str>, ledger: &Ledger, now: u64) -> Entry {
+        match page {
+            Page::Status(status) => Entry::Nothing(status),
+            Page::Text { content_type, text } => Entry::File(File::new(Parts {
+                name: CString::default(),
+                identity: Identity::made(text.len() as u64, now),
+                body: Body::in_memory(text.into_bytes(), ledger),
+                content_type: Some(content_type),
+                coding: None,
+                siblings: Codings::default(),
+                settled: false,
+                stamp: Stamp::default(),
+                on_trial: false,
+                cache_control,
+                now,
+            })),
+        }
     }
 
     /// Whether a client would be told the same by both.

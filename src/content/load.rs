@@ -147,9 +147,13 @@ pub struct Loaded {
 impl Load {
     /// Loads what a canonical path means.
     pub fn plain(site: &Arc<Site>, path: &[u8], known: Option<Arc<Entry>>) -> Load {
-        let state = match site.candidate(path, 0) {
-            Some(name) => State::Opening { number: 0, name, target: None },
-            None => State::Done(Arc::new(Entry::Nothing(Status::NotFound))),
+        let state = match (site.pages(), site.candidate(path, 0)) {
+            (Some(pages), _) => {
+                let cache_control = site.rules().cache_control.as_deref();
+                State::Done(Arc::new(Entry::made(pages.make(path), cache_control, site.ledger(), now())))
+            }
+            (None, Some(name)) => State::Opening { number: 0, name, target: None },
+            (None, None) => State::Done(nothing(Status::NotFound)),
         };
         Load::new(site, path, Want::Plain, known, state)
     }
@@ -389,6 +393,7 @@ impl Load {
             identity: found.identity,
             on_trial: self.known.is_none() && found.body.is_worth_a_file(),
             body: found.body,
+            content_type: None,
             coding: self.want.coding(),
             siblings: found.siblings,
             settled: found.settled,

@@ -9,6 +9,7 @@ pub mod directory;
 pub mod entry;
 pub mod load;
 pub mod mime;
+pub mod pages;
 pub mod path;
 pub mod site;
 

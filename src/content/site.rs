@@ -13,6 +13,7 @@ use crate::http::Ledger;
 use super::body::Body;
 use super::cache::Changes;
 use super::directory::Directories;
+use super::pages::Pages;
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -71,6 +72,8 @@ pub struct Site {
     ledger: Ledger,
     changes: Arc<Changes>,
     directories: Directories,
+    /// Made, instead of found beneath the root.
+    pages: Option<Pages>,
 }
 
 impl Site {
@@ -91,7 +94,16 @@ impl Site {
             ledger: Ledger::default(),
             changes: Arc::default(),
             directories: Directories::default(),
+            pages: None,
         })
+    }
+
+    /// A site of pages that are made. No file is ever opened for it.
+    ///
+    /// # Errors
+    /// What `open(2)` says of the root of the file system.
+    pub fn of_pages(pages: Pages, rules: Rules) -> io::Result<Site> {
+        Ok(Site { pages: Some(pages), ..Site::open(Path::new("/"), rules)? })
     }
 
     /// The root, for `openat2(2)`.
@@ -117,6 +129,11 @@ impl Site {
     /// What directories look like at the moment.
     pub(super) fn directories(&self) -> &Directories {
         &self.directories
+    }
+
+    /// The pages, where they are made.
+    pub(super) fn pages(&self) -> Option<&Pages> {
+        self.pages.as_ref()
     }
 
     /// How far a path may lead, for `openat2(2)`: the kernel checks each step, so there is no race between a

@@ -34,6 +34,9 @@ const LIGHT_PER_HEAVY: usize = 32;
 /// The engine `auto` takes where the kernel permits it, and the one it takes elsewhere.
 pub const AUTO: (&Engine, &Engine) = (&uring::ENGINE, &epoll::ENGINE);
 
+/// The engine for one client at a time.
+pub const SIMPLEST: &Engine = &blocking::ENGINE;
+
 /// An I/O model.
 #[derive(Debug)]
 pub struct Engine {

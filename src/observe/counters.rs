@@ -48,6 +48,7 @@ counters! {
     Answered4xx "answered_4xx" "Answers with a status of 400 to 499."
     Answered5xx "answered_5xx" "Answers with a status of 500 to 599."
     BodyBytes "body_bytes" "Bytes of bodies that these answers have promised."
+    CacheHits "cache_hits" "Requests answered from the cache as it was."
     Loads "loads" "Targets that were not in the cache, or had to be looked at again."
     HeaderTimeouts "header_timeouts" "Connections whose request did not come to its end in time."
     IdleTimeouts "idle_timeouts" "Connections that were closed for asking nothing."

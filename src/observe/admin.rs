@@ -1,0 +1,100 @@
+//! What an operator's tools ask, at an address of its own: whether the server lives, whether it is ready, and
+//! what it has counted.
+//!
+//! It is served by the simplest of the engines, on a thread of its own, through the same HTTP code. It never
+//! shares a port with the public, nor a thread with those who serve it: it answers while they are busy, and
+//! while they drain.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::content::Site;
+use crate::content::cache::Budget;
+use crate::content::pages::{Page, Pages};
+use crate::content::site::Rules;
+use crate::engines::{SIMPLEST, Seat};
+use crate::http::Status;
+use crate::http::connection::Limits;
+use crate::observe::counters::Tally;
+use crate::observe::metrics::{self, Overview};
+use crate::serve::Worker;
+use crate::shutdown::{Draining, Shutdown};
+
+/// How long one client may hold up the next.
+const PATIENCE: Duration = Duration::from_secs(2);
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// A listener that nobody is accepted at yet.
+#[derive(Debug)]
+pub struct Admin(TcpListener);
+
+impl Admin {
+    /// Binds an address such as `127.0.0.1:9090` or `[::]:9090`. The error is one line for the user.
+    ///
+    /// # Errors
+    /// What is wrong with the address.
+    pub fn bind(address: &str) -> Result<Admin, String> {
+        let cannot = |error: io::Error| {
+            format!(
+                "cannot listen on {address} for --admin: {error}; give an address and a port, as in 127.0.0.1:9090"
+            )
+        };
+        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(cannot)?.collect();
+        TcpListener::bind(&*addresses).map(Admin).map_err(cannot)
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What `getsockname(2)` says.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    /// Answers for as long as the process lives.
+    ///
+    /// # Errors
+    /// What keeps the thread from starting.
+    pub fn serve(self, overview: Overview) -> io::Result<()> {
+        let rules = Rules { cache_control: Some("no-store".into()), ..Rules::default() };
+        let pages = Pages::new(move |path| page(&overview, path));
+        let site = Arc::new(Site::of_pages(pages, rules)?);
+        let budget = Budget { bytes: 0, descriptors: 1, fresh_for: Duration::ZERO };
+        // With connections that last, one client could keep all others away.
+        let limits = Limits {
+            header_timeout: PATIENCE,
+            idle_timeout: PATIENCE,
+            send_timeout: PATIENCE,
+            keep_alive: false,
+            ..Limits::default()
+        };
+        let worker = Worker::new(site, budget, limits, Draining::default(), None, Tally::default());
+        let mut seat = Seat {
+            listener: self.0,
+            worker,
+            shutdown: Arc::new(Shutdown::new()?),
+            connections_max: 1,
+            start: Box::new(|| true),
+        };
+        let run = move || {
+            if let Err(error) = (SIMPLEST.run)(&mut seat) {
+                tracing::error!("the admin address is no longer served: {error}");
+            }
+        };
+        std::thread::Builder::new().name("admin".into()).spawn(run).map(drop)
+    }
+}
+
+/// What a path means.
+fn page(overview: &Overview, path: &[u8]) -> Page {
+    let text = |text: &str| Page::Text { content_type: TEXT, text: text.to_owned() };
+    match path {
+        b"/healthz" => text("alive\n"),
+        b"/readyz" if overview.is_ready() => text("ready\n"),
+        b"/readyz" => Page::Status(Status::Unavailable),
+        b"/metrics" => Page::Text { content_type: metrics::CONTENT_TYPE, text: overview.text() },
+        _ => Page::Status(Status::NotFound),
+    }
+}

@@ -1,0 +1,110 @@
+//! The address for an operator's tools: alive, ready, and what was counted.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::common::{Client, Server, Setup, Site, eventually, on_every_engine, request};
+
+mod common;
+
+/// The port of the admin address, as the log line tells it.
+fn admin_port(server: &Server) -> u16 {
+    server.wait_for_stderr("/healthz");
+    let log = server.stderr();
+    let address = log.split("admin: http://").nth(1).and_then(|rest| rest.split('/').next());
+    address.and_then(|address| address.rsplit(':').next()?.parse().ok()).expect("a port in the log line")
+}
+
+fn ask(port: u16, target: &str) -> (u16, String) {
+    let response = Client::connect(port).get(target);
+    (response.status, response.text())
+}
+
+/// The value of a metric.
+fn metric(port: u16, name: &str) -> u64 {
+    let (_, text) = ask(port, "/metrics");
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn it_tells_what_was_counted() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let server = Server::start(engine, &site, &["--admin", "127.0.0.1:0"]);
+        let port = admin_port(&server);
+        let mut client = server.connect();
+        for _ in 0..20 {
+            assert_eq!(client.get("/a.txt").text(), "alpha\n");
+        }
+        assert_eq!(client.get("/none").status, 404);
+        drop(client);
+        // A worker publishes what it has counted with the next turn of its loop.
+        assert_eq!(server.get("/metrics").status, 404, "never at the public port");
+        let ok = "ringserve_answers_total{class=\"2xx\"}";
+        eventually("twenty answers", || metric(port, ok) == 20);
+        assert_eq!(metric(port, "ringserve_ready"), 1);
+        assert_eq!(metric(port, "ringserve_body_bytes_total"), 20 * 6 + 2 * "404 Not Found\n".len() as u64);
+        let (status, text) = ask(port, "/metrics");
+        assert_eq!(status, 200);
+        assert!(text.contains(&format!("ringserve_engine_info{{name=\"{}\"", engine.name)), "{text}");
+        assert!(text.contains("reason=\"as asked for\""), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        let head = Client::connect(port).get("/metrics").head;
+        assert!(head.value("content-type").starts_with("application/openmetrics-text;"));
+        assert_eq!(head.value("cache-control"), "no-store");
+    });
+}
+
+#[test]
+fn it_is_not_ready_from_the_signal_on_and_yet_clients_are_served() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let args = ["--admin", "127.0.0.1:0", "--shutdown-delay", "2s"];
+        let mut server = Server::start(engine, &site, &args);
+        let port = admin_port(&server);
+        assert_eq!(ask(port, "/healthz"), (200, "alive\n".into()));
+        assert_eq!(ask(port, "/readyz"), (200, "ready\n".into()));
+        server.signal(Signal::TERM);
+        eventually("not ready", || ask(port, "/readyz").0 == 503);
+        assert_eq!(ask(port, "/healthz").0, 200);
+        assert_eq!(server.get("/a.txt").text(), "alpha\n");
+        server.ends_well();
+    });
+}
+
+#[test]
+fn who_stalls_holds_nobody_up_for_long() {
+    let site = Site::new();
+    let server = Setup::new().serving("auto", &site).args(["--admin", "127.0.0.1:0"]).start();
+    let port = admin_port(&server);
+    let mut stalled = Client::connect(port);
+    stalled.send("GET /hea");
+    let begin = Instant::now();
+    assert_eq!(ask(port, "/healthz").0, 200);
+    assert!(begin.elapsed() < Duration::from_secs(15));
+    for (method, status) in [("HEAD", 200), ("POST", 405), ("OPTIONS", 204)] {
+        let mut client = Client::connect(port);
+        client.send(request(method, "/healthz", &[]));
+        assert_eq!(client.head().status, status, "{method}");
+    }
+    assert_eq!(ask(port, "/").0, 404);
+    assert_eq!(ask(port, "/../etc/passwd").0, 400);
+    assert_eq!(ask(port, "/etc/passwd").0, 404);
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_one_line() {
+    let site = Site::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    for address in [&*format!("127.0.0.1:{port}"), "127.0.0.1", "nowhere", "192.0.2.1:80", "127.0.0.1:99999"]
+    {
+        let ended = Setup::new().serving("auto", &site).args(["--admin", address]).run();
+        assert_eq!((ended.code, &*ended.stdout), (Some(1), ""), "{address}: {ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{address}: {ended:?}");
+        assert!(ended.stderr.contains("--admin") && ended.stderr.contains(address), "{address}: {ended:?}");
+    }
+}
