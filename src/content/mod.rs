@@ -10,8 +10,10 @@ pub mod load;
 pub mod mime;
 pub mod path;
 pub mod site;
+pub mod store;
 
 pub use cache::Cache;
 pub use entry::Entry;
 pub use load::{Load, Loaded, Step};
 pub use site::{Site, Symlinks};
+pub use store::Store;

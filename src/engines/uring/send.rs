@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
 
+use crate::engines::calls::counted;
 use crate::engines::resident::Resident;
 use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
@@ -96,7 +97,7 @@ impl Loop<'_> {
         // SAFETY: the ring has made it for us just now, and nobody else knows of it.
         let descriptor = unsafe { OwnedFd::from_raw_fd(result) };
         // For sendfile(2) alone: the ring's own operations do not look at the flag of a direct descriptor.
-        if rustix::io::ioctl_fionbio(&descriptor, true).is_err() {
+        if counted(|| rustix::io::ioctl_fionbio(&descriptor, true)).is_err() {
             return self.carry_out(key, Want::Close);
         }
         slot(&mut self.slots, key).installed =
