@@ -293,12 +293,12 @@ fn after_help() -> String {
     let mut text = String::from(
         "Every flag has an environment variable SERVER_<FLAG>, as in SERVER_IDLE_TIMEOUT=5s.\n\
          TIME is a number with ms, s, m or h behind it, or bare seconds; SIZE one with B, KiB, MiB or GiB, \
-         or bare bytes.\n\nEngines:\n  auto      ",
+         or bare bytes.\n\nEngines:\n  auto         ",
     );
     let (best, fallback) = engines::AUTO;
     text += &format!("{} where the kernel permits it, {} elsewhere\n", best.name, fallback.name);
     for engine in ENGINES {
-        text += &format!("  {:<10}{}\n", engine.name, engine.summary);
+        text += &format!("  {:<13}{}\n", engine.name, engine.summary);
     }
     text
 }

@@ -42,7 +42,10 @@ const DOORWAY_CHECK: Duration = Duration::from_millis(20);
 /// What kept the server from starting, or has broken it.
 pub fn run(mut options: Options) -> Result<(), String> {
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
-    let descriptors = Descriptors::raise();
+    let descriptors = Descriptors::raise(match options.engine {
+        EngineChoice::Named(engine) => engine.capabilities.descriptor_max,
+        EngineChoice::Auto => None,
+    });
     options.rules.memory_max = cache_size.saturating_mul(2);
     options.rules.memory_files_max = descriptors.for_memory() as u64;
     options.rules.shares_looks = !options.fresh_for.is_zero();
@@ -101,8 +104,6 @@ struct Launcher {
 
 impl Launcher {
     fn serve(&self, inbox: &Receiver<Event>) -> Result<(), String> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = self.options.workers.unwrap_or(cores);
         let refused =
             |engine: &Engine, refusal| format!("the engine {} cannot run here: {refusal}", engine.name);
         let (mut engine, mut why) = match self.options.engine {
@@ -117,7 +118,7 @@ impl Launcher {
         };
         let admin = self.options.admin.as_deref().map(Admin::bind).transpose()?;
         // A worker that may hold no connection would only leave its clients waiting.
-        let mut listeners = self.bind(threads_of(engine, wanted).min(self.connections_max()))?;
+        let mut listeners = self.bind(self.threads(engine).min(self.connections_max(engine)))?;
         let count = listeners.len();
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
@@ -167,9 +168,9 @@ impl Launcher {
         for (number, listener) in listeners.into_iter().enumerate() {
             let seat = Seat {
                 listener,
-                worker: self.worker(number, count),
+                worker: self.worker(engine, number, count),
                 shutdown: self.shutdown.clone(),
-                connections_max: share(self.connections_max(), number, count),
+                connections_max: share(self.connections_max(engine), number, count),
                 start: start_line(self.events.clone(), gate.clone()),
             };
             let (events, gate) = (self.events.clone(), gate.clone());
@@ -282,25 +283,36 @@ impl Launcher {
         }
     }
 
-    fn worker(&self, number: usize, count: usize) -> Worker {
+    fn worker(&self, engine: &Engine, number: usize, count: usize) -> Worker {
         let budget = Budget {
             bytes: usize::try_from(self.cache_size).unwrap_or(usize::MAX) / count,
             descriptors: (self.descriptors.for_cache() / count).max(1),
             fresh_for: self.options.fresh_for,
         };
-        Worker::new(
+        let worker = Worker::new(
             self.site.clone(),
             budget,
             self.options.limits.clone(),
             self.shutdown.draining(),
             self.log.clone(),
             self.board.tally(number),
-        )
+        );
+        if engine.threads == Threads::PerConnection { worker.sharing() } else { worker }
     }
 
-    fn connections_max(&self) -> usize {
-        let possible = self.descriptors.for_connections();
-        self.options.connections_max.map_or(possible, |wanted| wanted.min(possible))
+    fn threads(&self, engine: &Engine) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        match engine.threads {
+            Threads::One | Threads::PerConnection => 1,
+            Threads::PerCore => self.options.workers.unwrap_or_else(cores),
+        }
+    }
+
+    fn connections_max(&self, engine: &Engine) -> usize {
+        let taken = engine.capabilities.own_descriptors * self.threads(engine);
+        let possible = self.descriptors.for_connections().saturating_sub(taken).max(1);
+        let limits = [self.options.connections_max, engine.capabilities.clients_max];
+        limits.into_iter().flatten().fold(possible, usize::min)
     }
 
     /// One listener for each thread, all on one port. The kernel spreads the clients over them.
@@ -435,13 +447,6 @@ fn share(total: usize, number: usize, count: usize) -> usize {
     total / count + usize::from(number < total % count)
 }
 
-fn threads_of(engine: &Engine, wanted: usize) -> usize {
-    match engine.threads {
-        Threads::One => 1,
-        Threads::PerCore => wanted,
-    }
-}
-
 fn fallback_reason(refusal: &str) -> String {
     format!("{} cannot run here: {refusal}", AUTO.0.name)
 }
@@ -507,11 +512,16 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    /// Raises the soft limit to the hard one (setrlimit(2)).
-    fn raise() -> Descriptors {
+    /// Raises the soft limit to the hard one (setrlimit(2)), or sets it so that no descriptor is larger than
+    /// the engine can do with.
+    fn raise(descriptor_max: Option<usize>) -> Descriptors {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-        let limit = if raised.is_ok() { maximum } else { current };
+        let wanted = match descriptor_max {
+            Some(max) => Some(maximum.map_or(max as u64 + 1, |maximum| maximum.min(max as u64 + 1))),
+            None => maximum,
+        };
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum });
+        let limit = if raised.is_ok() { wanted } else { current };
         // Nobody needs more, and a ring cannot have more.
         Descriptors { limit: limit.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX) as usize }
     }

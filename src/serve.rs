@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
 use crate::content::cache::{Budget, Lookup};
-use crate::content::{Cache, Entry, Load, Loaded, Site, answer, path};
+use crate::content::{Cache, Entry, Load, Loaded, Site, Store, answer, path, store};
 use crate::http::connection::{Connection, Ending, Limits};
 use crate::http::parse::{self, Refused};
 use crate::http::reply::Persistence;
@@ -55,12 +55,13 @@ pub enum Want {
     Close,
 }
 
-/// What one engine thread owns. Nothing in it is shared, so nothing is locked.
+/// What one engine thread owns. Nothing in it is shared, so nothing is locked; but for the store, where an
+/// engine has a thread for each client.
 #[derive(Debug)]
 pub struct Worker {
     site: Arc<Site>,
-    cache: Cache,
-    /// The time, as of [`Worker::begin_turn`].
+    store: Store,
+    /// The time. The engine has it read once per turn of its loop.
     pub clock: Clock,
     limits: Limits,
     draining: Draining,
@@ -82,7 +83,7 @@ impl Worker {
         tally: Tally,
     ) -> Worker {
         Worker {
-            cache: Cache::new(budget, site.changes().clone()),
+            store: Store::Own(Cache::new(budget, site.changes().clone())),
             site,
             clock: Clock::new(),
             limits,
@@ -93,15 +94,50 @@ impl Worker {
         }
     }
 
+    /// The same worker with a cache that [others](Worker::another) share.
+    #[must_use]
+    pub fn sharing(self) -> Worker {
+        Worker { store: self.store.into_shared(), ..self }
+    }
+
+    /// One more like this: on the same cache where that is shared, otherwise on an empty one of its own.
+    #[must_use]
+    pub fn another(&self) -> Worker {
+        Worker {
+            site: self.site.clone(),
+            store: self.store.another(),
+            clock: self.clock.clone(),
+            limits: self.limits.clone(),
+            draining: self.draining.clone(),
+            log: self.log.clone(),
+            tally: self.tally.beside(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// So many workers are to have a cache like this one's each: takes no more memory than its share.
+    pub fn divide_cache(&mut self, workers: usize) {
+        self.store.with(|cache| cache.divide(workers));
+    }
+
+    /// From now on writes its lines of the access log by itself: the thread that does it for others is in
+    /// another process.
+    pub fn log_directly(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.write_directly();
+        }
+    }
+
+    /// Tells the operator what those have lost of the access log who write it directly.
+    pub fn tell_log_losses(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.tell_losses(self.clock.now());
+        }
+    }
+
     /// The limits connections are held to; an engine may make them tighter before it begins.
     pub fn limits_mut(&mut self) -> &mut Limits {
         &mut self.limits
-    }
-
-    /// To be called once per turn of the engine's loop: reads the time, and publishes what was counted.
-    pub fn begin_turn(&mut self) {
-        self.clock.read();
-        self.tally.publish();
     }
 
     /// What is served.
@@ -149,14 +185,14 @@ impl Worker {
 
     /// A target is loaded; the request that waited for it stands at the front of what the connection holds.
     pub fn loaded(&mut self, conn: &mut Connection, loaded: Loaded, out: &mut Outbox) -> Want {
-        self.cache.insert(&loaded, self.clock.now());
+        self.store.with(|cache| cache.insert(&loaded, self.clock.now()));
         self.answer_all(conn, &[], out, Some(loaded))
     }
 
     /// A load that was wanted will not be done now: whoever asks next is to want it again.
     pub fn put_off(&mut self, load: &Load) {
         let (path, coding) = load.target();
-        self.cache.put_off(path, coding);
+        self.store.with(|cache| cache.put_off(path, coding));
     }
 
     /// The deadline has passed.
@@ -317,12 +353,14 @@ impl Worker {
     ) -> Option<Box<Load>> {
         let now = self.clock.now();
         let found;
+        let mut held = None;
         let reply = match request.method {
             _ if request.expects_unknown => Reply::page(Status::ExpectationFailed),
             Method::Get | Method::Head => {
                 let hidden = self.site.rules().include_hidden;
                 match path::canonical(request.path, hidden, &mut self.scratch) {
-                    Ok(path) => match find(&self.site, &mut self.cache, now, request, path, ready) {
+                    Ok(path) => match find(&self.site, &mut self.store, now, request, path, ready, &mut held)
+                    {
                         Ok(entry) => {
                             self.tally.add(Counter::CacheHits, u64::from(ready.is_none()));
                             found = entry;
@@ -392,16 +430,37 @@ impl Worker {
     }
 }
 
-/// What a path means to this request: the file, or the sibling of it that the client likes best.
+/// What a path means to this request, by the worker's own cache or by one that is shared. An entry of the
+/// latter is `held` here, since it may be evicted as soon as the lock is released.
 #[inline]
 fn find<'a>(
+    site: &Arc<Site>,
+    store: &'a mut Store,
+    now: Tick,
+    request: &Request,
+    path: &[u8],
+    ready: Option<&'a Loaded>,
+    held: &'a mut Option<Arc<Entry>>,
+) -> Result<&'a Entry, Box<Load>> {
+    match store {
+        Store::Own(cache) => Ok(find_in(site, cache, now, request, path, ready)?),
+        Store::Shared(cache) => {
+            let entry = find_in(site, &mut store::lock(cache), now, request, path, ready)?.clone();
+            Ok(held.insert(entry))
+        }
+    }
+}
+
+/// What a path means to this request: the file, or the sibling of it that the client likes best.
+#[inline]
+fn find_in<'a>(
     site: &Arc<Site>,
     cache: &'a mut Cache,
     now: Tick,
     request: &Request,
     path: &[u8],
     ready: Option<&'a Loaded>,
-) -> Result<&'a Entry, Box<Load>> {
+) -> Result<&'a Arc<Entry>, Box<Load>> {
     let ready = ready.filter(|loaded| *loaded.path == *path);
     if let Some(Loaded { entry, coding: Some(_), .. }) = ready {
         return Ok(entry);

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::sys;
 
 /// How the server is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,22 +21,22 @@ pub enum Phase {
 
 /// Whether the server is draining, as the answers need to know it. The default never is.
 #[derive(Clone, Debug, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct Draining(Option<&'static AtomicU64>);
 
 impl Draining {
     /// Whether every answer is the last of its connection.
     #[inline]
     pub fn is_on(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_some_and(|draining| draining.load(Ordering::Relaxed) != 0)
     }
 }
 
-/// The shutdown, shared by all threads.
+/// The shutdown, shared by all threads, and by all processes forked from this one.
 #[derive(Debug)]
 pub struct Shutdown {
     event: OwnedFd,
-    phase: AtomicU8,
-    draining: Draining,
+    phase: &'static AtomicU64,
+    draining: &'static AtomicU64,
     expected: AtomicBool,
 }
 
@@ -43,15 +44,11 @@ impl Shutdown {
     /// A server that is serving.
     ///
     /// # Errors
-    /// What `eventfd(2)` says.
+    /// What `eventfd(2)` or `mmap(2)` says.
     pub fn new() -> io::Result<Shutdown> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Shutdown {
-            event,
-            phase: AtomicU8::new(Phase::Serving as u8),
-            draining: Draining::default(),
-            expected: AtomicBool::new(false),
-        })
+        let [phase, draining] = sys::share_words(None, 2)? else { unreachable!("two were asked for") };
+        Ok(Shutdown { event, phase, draining, expected: AtomicBool::new(false) })
     }
 
     /// The server will drain, if perhaps not yet: whoever sends clients here should stop to.
@@ -67,12 +64,12 @@ impl Shutdown {
     /// From now on every answer is the last of its connection; nothing else changes yet.
     pub fn announce(&self) {
         self.expect();
-        self.draining.0.store(true, Ordering::Relaxed);
+        self.draining.store(1, Ordering::Relaxed);
     }
 
     /// Moves on to a later phase, and makes the descriptor readable for good.
     pub fn advance(&self, phase: Phase) {
-        self.phase.fetch_max(phase as u8, Ordering::Release);
+        self.phase.fetch_max(phase as u64, Ordering::Release);
         self.announce();
         // It fails only where the counter is full, and then the descriptor is readable already.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
@@ -80,7 +77,7 @@ impl Shutdown {
 
     /// For those who answer.
     pub fn draining(&self) -> Draining {
-        self.draining.clone()
+        Draining(Some(self.draining))
     }
 
     /// Where it stands.

@@ -237,7 +237,7 @@ fn a_log_that_nobody_reads_stops_nobody() {
         server.ends_well();
         let stdout = server.wait_for_stdout(|text| text.ends_with('\n'));
         let logged: Vec<_> = stdout.lines().skip(2).collect();
-        assert!((1000..=MANY).contains(&logged.len()), "{}", logged.len());
+        assert!((500..=MANY).contains(&logged.len()), "{}", logged.len());
         for line in logged {
             let line = without_time(line);
             assert!(line.starts_with("127.0.0.1 - - T \"GET /") && line.ends_with(r#" "-" "-""#), "{line}");

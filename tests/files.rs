@@ -67,7 +67,7 @@ fn who_ends_his_side_and_stalls_is_sent_every_byte() {
     let (hash, count) = (xxh3_128(&bytes), 12);
     on_every_engine(|engine| {
         let site = Site::with(&[("middle.bin", &bytes)]);
-        let server = Server::start(engine, &site, &["--send-timeout", "4s"]);
+        let server = Server::start(engine, &site, &["--send-timeout", "12s"]);
         let clients = if serves_several(engine) { 8 } else { 1 };
         let mut clients: Vec<_> = (0..clients).map(|_| Client::connect_slow(server.port)).collect();
         for client in &mut clients {

@@ -112,6 +112,17 @@ impl Cache {
         Cache { files: Share::default(), refusals: Share::default(), budget, changes }
     }
 
+    /// An empty cache like this one.
+    #[must_use]
+    pub fn another(&self) -> Cache {
+        Cache::new(self.budget, self.changes.clone())
+    }
+
+    /// Gives it the share of one in so many of the bytes it could have.
+    pub fn divide(&mut self, parts: usize) {
+        self.budget.bytes /= parts.max(1);
+    }
+
     /// Looks a canonical path up. The first to find an entry stale is told so, and must load it; the others
     /// go on with it as it is.
     #[inline]

@@ -12,8 +12,10 @@ pub mod mime;
 pub mod pages;
 pub mod path;
 pub mod site;
+pub mod store;
 
 pub use cache::Cache;
 pub use entry::Entry;
 pub use load::{Load, Loaded, Step};
 pub use site::{Site, Symlinks};
+pub use store::Store;

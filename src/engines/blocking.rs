@@ -11,29 +11,24 @@
 //! **Where it breaks.** A second client waits until the first has left. With keep-alive that means: until the
 //! first has been idle for its timeout, which is why the timeout is short here ([`IDLE_TIMEOUT_MAX`]).
 //!
-//! A receive timeout on each socket wakes the thread once a second, to see whether a deadline has passed or
-//! the server is to stop.
+//! How the one client is served stands in [`one_client`](super::one_client).
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::event::{PollFd, PollFlags};
 
-use crate::http::Connection;
 use crate::shutdown::{Phase, Shutdown};
 
-use super::session::{Desk, Session, Wait};
-use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available};
+use super::one_client::{self, LOOK_UP};
+use super::session::Desk;
+use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available, calls};
 
 /// A client that asks for nothing may hold the others up this long.
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
-/// How long a system call may block before the thread looks at deadlines and at the shutdown.
-const LOOK_UP: Duration = Duration::from_secs(1);
-
 /// How often the end of the server looks whether it is to cut off the client being served.
 const CUT_CHECK: Duration = Duration::from_millis(50);
 
@@ -42,13 +37,14 @@ pub const ENGINE: Engine = Engine {
     name: "blocking",
     summary: "one task that blocks: one client at a time",
     threads: Threads::One,
-    capabilities: Capabilities { clients_max: Some(1) },
+    capabilities: Capabilities { clients_max: Some(1), ..Capabilities::UNLIMITED },
+    runtime_counted: true,
     available: always_available,
     run,
 };
 
 fn run(seat: &mut Seat) -> io::Result<()> {
-    set_socket_timeout(&seat.listener, Timeout::Recv, Some(LOOK_UP))?;
+    one_client::prepare(&seat.listener)?;
     let limits = seat.worker.limits_mut();
     limits.idle_timeout = limits.idle_timeout.min(IDLE_TIMEOUT_MAX);
     let current = Current::default();
@@ -58,10 +54,10 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         return Ok(());
     }
     while seat.shutdown.phase() == Phase::Serving {
-        accept_one(seat, &mut desk, &current)?;
+        serve_one(seat, &mut desk, &current)?;
     }
     seat.listener.set_nonblocking(true)?;
-    while !seat.shutdown.is_cut() && accept_one(seat, &mut desk, &current)? {}
+    while !seat.shutdown.is_cut() && serve_one(seat, &mut desk, &current)? {}
     Ok(())
 }
 
@@ -73,7 +69,7 @@ type Current = Arc<Mutex<Option<TcpStream>>>;
 fn watch_for_cut(shutdown: Arc<Shutdown>, current: Weak<Mutex<Option<TcpStream>>>) -> io::Result<()> {
     let watch = move || {
         let mut asked = [PollFd::new(&*shutdown, PollFlags::IN)];
-        while poll(&mut asked, None).is_err() {}
+        while rustix::event::poll(&mut asked, None).is_err() {}
         while let Some(current) = current.upgrade() {
             if shutdown.is_cut()
                 && let Some(client) = &*current.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,59 +84,26 @@ fn watch_for_cut(shutdown: Arc<Shutdown>, current: Weak<Mutex<Option<TcpStream>>
 }
 
 /// Accepts a client and serves it until it leaves; `false` if there was none.
-fn accept_one(seat: &mut Seat, desk: &mut Desk, current: &Current) -> io::Result<bool> {
-    match accept(&seat.listener) {
-        Ok(stream) => {
-            *current.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
-            serve(seat, stream, desk);
-            *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+fn serve_one(seat: &mut Seat, desk: &mut Desk, current: &Current) -> io::Result<bool> {
+    let set_current = |client: Option<TcpStream>| {
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    };
+    calls::publish(&mut seat.worker);
+    match one_client::accept(&seat.listener, seat.worker.wants_peers()) {
+        Ok(client) => {
+            set_current(calls::counted(|| OwnedFd::try_clone(&client.socket)).ok().map(TcpStream::from));
+            one_client::serve(&mut seat.worker, &seat.shutdown, client, desk);
+            set_current(None);
+            calls::closed();
             Ok(true)
         }
-        Err(error) => match AcceptError::of(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)) {
-            AcceptError::Broken => Err(error),
+        Err(errno) => match AcceptError::of(errno) {
+            AcceptError::Broken => Err(errno.into()),
             AcceptError::Exhausted => {
                 std::thread::sleep(LOOK_UP);
                 Ok(false)
             }
             AcceptError::Empty | AcceptError::Passing => Ok(false),
         },
-    }
-}
-
-fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
-    let (stream, _) = listener.accept()?;
-    for direction in [Timeout::Recv, Timeout::Send] {
-        set_socket_timeout(&stream, direction, Some(LOOK_UP))?;
-    }
-    Ok(stream)
-}
-
-fn serve(seat: &mut Seat, stream: TcpStream, desk: &mut Desk) {
-    let worker = &mut seat.worker;
-    let peer = if worker.wants_peers() { stream.peer_addr().ok().map(|peer| peer.ip()) } else { None };
-    worker.begin_turn();
-    let mut session = Session::new(stream.into(), Connection::new(peer), worker);
-    loop {
-        match session.advance(worker, desk) {
-            Wait::Over => break,
-            // There is nobody else to serve meanwhile.
-            Wait::Disk => {
-                if let Some(job) = session.take_job() {
-                    session.resume(job.run(), worker);
-                }
-            }
-            Wait::Readable | Wait::Writable | Wait::Turn => {}
-        }
-        if seat.shutdown.is_cut() {
-            break;
-        }
-        if worker.is_draining() {
-            session.hasten(worker);
-        }
-        worker.begin_turn();
-        session.wake(false);
-        if worker.clock.now() > session.deadline() {
-            session.late(worker);
-        }
     }
 }

@@ -12,11 +12,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{Advice, Mode, fadvise, openat2};
-use rustix::io::{Errno, pread, read, write};
+use rustix::fs::Advice;
+use rustix::io::Errno;
 
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
+
+use super::calls::{self, fadvise, openat2, pread, read, write};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
@@ -64,7 +66,7 @@ fn finish(mut load: Load) -> Loaded {
     loop {
         match load.next() {
             Step::Open { root, path, flags, resolve } => {
-                let result = openat2(root, path, flags, Mode::empty(), resolve);
+                let result = openat2(root, path, flags, resolve);
                 load.opened(result.map_err(io::Error::from));
             }
             Step::Read { file, buffer, at } => {
@@ -100,9 +102,16 @@ struct Shared<K> {
     queue: Mutex<Queue<K>>,
     /// There is a job, or no more will come.
     news: Condvar,
-    done: Mutex<Vec<(K, Done)>>,
+    finished: Mutex<Finished<K>>,
     /// Readable when something is done.
     event: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Finished<K> {
+    jobs: Vec<(K, Done)>,
+    /// System calls that this has taken.
+    calls: u64,
 }
 
 #[derive(Debug)]
@@ -119,7 +128,7 @@ impl<K: Send + 'static> Helpers<K> {
         let shared = Shared {
             queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
             news: Condvar::new(),
-            done: Mutex::new(Vec::new()),
+            finished: Mutex::new(Finished { jobs: Vec::new(), calls: 0 }),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         };
         Ok(Helpers { shared: Arc::new(shared), threads: 0, away: 0 })
@@ -148,13 +157,20 @@ impl<K: Send + 'static> Helpers<K> {
         self.away >= JOBS_MAX
     }
 
+    /// Whether anything was handed over that was not taken out.
+    pub fn are_at_work(&self) -> bool {
+        self.away > 0
+    }
+
     /// Takes out what is done.
     pub fn take_done(&mut self) -> Vec<(K, Done)> {
         // First, so that what comes behind it is told of again.
         let _ = read(&self.shared.event, &mut [0; 8]);
-        let done = std::mem::take(&mut *lock(&self.shared.done));
-        self.away -= done.len();
-        done
+        let mut finished = lock(&self.shared.finished);
+        calls::add(std::mem::take(&mut finished.calls));
+        let jobs = std::mem::take(&mut finished.jobs);
+        self.away -= jobs.len();
+        jobs
     }
 }
 
@@ -196,7 +212,10 @@ impl<K> Shared<K> {
     }
 
     fn report(&self, key: K, done: Done) {
-        lock(&self.done).push((key, done));
+        let mut finished = lock(&self.finished);
+        finished.jobs.push((key, done));
+        finished.calls += calls::taken();
+        drop(finished);
         let _ = write(&self.event, &1u64.to_ne_bytes());
     }
 }

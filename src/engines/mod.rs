@@ -14,19 +14,46 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::clock::Tick;
+use crate::observe::counters::Counter;
 use crate::serve::Worker;
 use crate::shutdown::Shutdown;
 
 mod blocking;
+mod calls;
+mod crew;
+mod crowd;
 mod epoll;
+mod epoll_level;
 mod helpers;
+mod interests;
+mod one_client;
+mod poll;
+mod processes;
 mod resident;
+mod select;
 mod session;
+mod spin;
+mod tasks;
+mod threads;
+mod tokio;
+mod tokio_uring;
 mod transfer;
 pub mod uring;
 
 /// Every engine, in the order in which help and tests show them.
-pub static ENGINES: &[Engine] = &[blocking::ENGINE, epoll::ENGINE, uring::ENGINE];
+pub static ENGINES: &[Engine] = &[
+    blocking::ENGINE,
+    processes::ENGINE,
+    threads::ENGINE,
+    spin::ENGINE,
+    select::ENGINE,
+    poll::ENGINE,
+    epoll_level::ENGINE,
+    epoll::ENGINE,
+    tokio::ENGINE,
+    tokio_uring::ENGINE,
+    uring::ENGINE,
+];
 
 /// For each piece of news that brings much to do, so many that bring little have their turn.
 const LIGHT_PER_HEAVY: usize = 32;
@@ -48,6 +75,9 @@ pub struct Engine {
     pub threads: Threads,
     /// What the model cannot do.
     pub capabilities: Capabilities,
+    /// Whether [`Counter::SystemCalls`](crate::observe::counters::Counter) has all of its system calls. The
+    /// calls that a runtime makes of itself are not seen.
+    pub runtime_counted: bool,
     /// Whether this kernel lets it run: tried, not guessed from a version.
     pub available: fn() -> Result<(), Refusal>,
     /// Serves until the shutdown is over. It says [`Seat::ready`] once it holds all that it needs.
@@ -61,6 +91,8 @@ pub enum Threads {
     One,
     /// One per core, or as many as `--workers` says, each with a listener of its own.
     PerCore,
+    /// One that accepts, and one more for each client, be it a process. Threads share one store of entries.
+    PerConnection,
 }
 
 /// What a model cannot do, said beforehand.
@@ -68,6 +100,18 @@ pub enum Threads {
 pub struct Capabilities {
     /// Clients served at once; a further one waits until one of them leaves.
     pub clients_max: Option<usize>,
+    /// The largest descriptor the process can have. Clients wait where there is none below it.
+    pub descriptor_max: Option<usize>,
+    /// Descriptors that each of its threads takes for itself, beyond the few that every engine takes.
+    pub own_descriptors: usize,
+    /// Whether it uses no processor while there is nothing to do.
+    pub sleeps: bool,
+}
+
+impl Capabilities {
+    /// Of an engine that can do everything.
+    const UNLIMITED: Capabilities =
+        Capabilities { clients_max: None, descriptor_max: None, own_descriptors: 0, sleeps: true };
 }
 
 /// Why an engine cannot run here, and what would let it.
@@ -127,7 +171,14 @@ struct PauseNote {
 }
 
 impl PauseNote {
-    fn pause(&mut self, now: Tick, why: &str) {
+    /// There are as many connections as there may be.
+    fn pause_full(&mut self, worker: &mut Worker, connections_max: usize) {
+        self.pause(worker, &format!("there are {connections_max}, as many as there may be"));
+    }
+
+    fn pause(&mut self, worker: &mut Worker, why: &str) {
+        worker.tally.add(Counter::AcceptPauses, 1);
+        let now = worker.clock.now();
         if self.quiet_until <= now {
             self.quiet_until = now.after(Duration::from_secs(60));
             tracing::warn!("accepting pauses, for there is no room for another connection: {why}");

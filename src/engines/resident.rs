@@ -9,6 +9,8 @@ use rustix::io::{ReadWriteFlags, preadv2};
 
 use crate::http::{Outbox, Source};
 
+use super::calls::counted;
+
 /// Bytes of a file that are looked for in the page cache at once.
 pub const SPAN_MAX: u64 = 2 << 20;
 
@@ -60,7 +62,7 @@ pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize
     let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len().min(len) };
     let at = libc::off_t::try_from(at).ok()?;
     // SAFETY: the one slice is within the buffer's spare capacity, which lives across the call.
-    let n = unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) };
+    let n = counted(|| unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) });
     let n = usize::try_from(n).ok()?;
     // SAFETY: the kernel has written so many bytes behind those there were.
     unsafe { buffer.set_len(buffer.len() + n) };
@@ -93,15 +95,15 @@ fn is_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
     let span = Span { offset: at, len };
     let mut counts = Counts::default();
     // SAFETY: both structs live across the call and have the layout that cachestat(2) gives.
-    let result = unsafe {
+    let result = counted(|| unsafe {
         libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const span, &raw mut counts, 0 as libc::c_uint)
-    };
+    });
     // A page that is just being read counts as cached. They arrive in order, so the last one tells for all.
     let mut byte = [0];
     let last = at + len - 1;
     result == 0
         && counts.cached >= pages
-        && matches!(preadv2(file, &mut [IoSliceMut::new(&mut byte)], last, ReadWriteFlags::NOWAIT), Ok(1))
+        && counted(|| preadv2(file, &mut [IoSliceMut::new(&mut byte)], last, ReadWriteFlags::NOWAIT)) == Ok(1)
 }
 
 #[cfg(test)]

@@ -6,20 +6,21 @@
 //! they learn it is what tells them apart, and stands in each engine's own file.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::fs::{Mode, ResolveFlags, openat2};
+use rustix::fs::ResolveFlags;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use rustix::net::Shutdown;
 
 use crate::clock::Tick;
 use crate::content::{Load, Step};
 use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
+use super::calls::{self, openat2, recv, shutdown};
 use super::helpers::{Done, Job};
 use super::resident::{Resident, SPAN_MAX, read_resident, take_in_short_spans};
-use super::transfer::{Sent, abandon, queued, send_now};
+use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
 const STEPS_MAX: usize = 32;
@@ -106,7 +107,7 @@ impl Session {
             }
             // Nothing can be said behind half an answer, be it for a disk that does not answer.
             Want::Send { .. } => {
-                abandon(&self.socket);
+                calls::abandon(&self.socket);
                 self.disk = None;
                 Want::Close
             }
@@ -165,9 +166,9 @@ impl Session {
                     self.disk = None;
                     return Wait::Readable;
                 }
-                Want::Read => match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
-                    Ok((0, _)) => worker.ended(conn, outbox),
-                    Ok((n, _)) => {
+                Want::Read => match recv(&self.socket, buffer) {
+                    Ok(0) => worker.ended(conn, outbox),
+                    Ok(n) => {
                         self.drained = n < buffer.len() && !self.hung_up;
                         worker.turn(conn, &buffer[..n], outbox)
                     }
@@ -233,6 +234,19 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    /// Its socket is closed with it.
+    fn drop(&mut self) {
+        calls::closed();
+    }
+}
+
+impl AsRawFd for Session {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -240,11 +254,11 @@ impl AsFd for Session {
 }
 
 /// Does as much of a load as the kernel can without waiting for a disk; `true` if that is all of it.
-fn load_at_once(load: &mut Load) -> bool {
+pub fn load_at_once(load: &mut Load) -> bool {
     loop {
         match load.next() {
             Step::Open { root, path, flags, resolve } => {
-                match openat2(root, path, flags, Mode::empty(), resolve | ResolveFlags::CACHED) {
+                match openat2(root, path, flags, resolve | ResolveFlags::CACHED) {
                     // The names are not all known yet, or something moves (Linux 5.12; EINVAL before).
                     Err(Errno::AGAIN | Errno::INVAL) => return false,
                     result => load.opened(result.map_err(io::Error::from)),

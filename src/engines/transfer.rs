@@ -1,16 +1,17 @@
 //! Emptying an outbox into a socket with system calls that may say "not yet".
-#![allow(unsafe_code)]
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::sendfile;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
+use rustix::net::SendFlags;
 
 use crate::http::outbox::PIECE;
 use crate::http::{Chunk, Outbox, Source};
+
+use super::calls::{self, poll, send, sendfile, sendmsg};
 
 /// Bytes of files handed to one socket before others have their turn. They are not copied.
 const FILE_SHARE: u64 = 4 << 20;
@@ -53,7 +54,7 @@ pub fn send_now(
                 let flags = SendFlags::NOSIGNAL | more;
                 let result = match &slices[..count] {
                     [one] => send(socket, one, flags),
-                    several => sendmsg(socket, several, &mut SendAncillaryBuffer::default(), flags),
+                    several => sendmsg(socket, several, flags),
                 };
                 // Less than was shown: most likely the socket is full, and asking costs less than trying.
                 if let Ok(n) = result
@@ -73,7 +74,7 @@ pub fn send_now(
                     return (Sent::UntilDisk, progress);
                 }
                 let mut offset = at;
-                match sendfile(socket, file, Some(&mut offset), len.min(share) as usize) {
+                match sendfile(socket, file, &mut offset, len.min(share) as usize) {
                     // The file has become shorter than was promised.
                     Ok(0) => return (Sent::Failed, progress),
                     result => {
@@ -98,26 +99,11 @@ pub fn send_now(
 /// Whether the socket has no room. If so the kernel marks it, and tells of it when there is some again.
 fn is_full(socket: BorrowedFd) -> bool {
     let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::OUT)];
-    poll(&mut asked, Some(&Timespec::default())) == Ok(0)
+    poll(&mut asked, Some(Duration::ZERO)) == Ok(0)
 }
 
-/// The value of `SO_LINGER` (socket(7)) with which a close drops what the client has not taken. Otherwise the
-/// kernel would keep it, megabytes for each, and go on offering it for minutes.
-pub static NO_LINGER: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
-
-/// Has the close that follows drop what is queued: the client is given up for lost.
-pub fn abandon(socket: impl AsFd) {
-    let (value, size) = (&raw const NO_LINGER, size_of::<libc::linger>() as libc::socklen_t);
-    let descriptor = socket.as_fd().as_raw_fd();
-    // SAFETY: the value is a constant, and as long as is said.
-    unsafe { libc::setsockopt(descriptor, libc::SOL_SOCKET, libc::SO_LINGER, value.cast(), size) };
-}
-
-/// Bytes in the socket's own queue that the client has not acknowledged yet (SIOCOUTQ, tcp(7)).
+/// Bytes in the socket's own queue that the client has not acknowledged yet.
 pub fn queued(socket: impl AsFd) -> u32 {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes one int, which lives across the call.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     // Unknown is as good as unchanged.
-    if result == 0 { bytes.unsigned_abs() } else { u32::MAX }
+    calls::queued(socket).unwrap_or(u32::MAX)
 }

@@ -6,12 +6,16 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::clock::Tick;
 use crate::http::{Status, date};
+use crate::sys;
 
 /// Lines that may wait for the writer.
 const QUEUE_MAX: usize = 4096;
@@ -57,8 +61,21 @@ pub struct Line<'a> {
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     format: Format,
+    /// Whether lines go to standard output as they come, instead of to the writer.
+    is_direct: bool,
     queue: SyncSender<String>,
-    dropped: Arc<AtomicU64>,
+    losses: Losses,
+    /// Losses are told no sooner.
+    quiet_until: Tick,
+}
+
+/// What became of lines, in memory that processes forked from this one share.
+#[derive(Clone, Copy, Debug)]
+struct Losses {
+    /// Lines for which there was no room.
+    dropped: &'static AtomicU64,
+    /// Why the last line that was written directly could not be, as an errno.
+    error: &'static AtomicU64,
 }
 
 /// The thread that writes; it ends when the last [`AccessLog`] is gone.
@@ -79,18 +96,19 @@ impl Writer {
 /// Starts a log that goes to `sink`; `None` where the format is `Off`.
 ///
 /// # Errors
-/// The thread could not be started.
+/// The thread could not be started, or no memory be mapped.
 pub fn start(format: Format, sink: impl Write + Send + 'static) -> io::Result<Option<(AccessLog, Writer)>> {
     if format == Format::Off {
         return Ok(None);
     }
     let (queue, lines) = sync_channel(QUEUE_MAX);
-    let dropped = Arc::new(AtomicU64::new(0));
-    let log = AccessLog { format, queue, dropped: dropped.clone() };
+    let [dropped, error] = sys::share_words(None, 2)? else { unreachable!("two were asked for") };
+    let losses = Losses { dropped, error };
+    let log = AccessLog { format, is_direct: false, queue, losses, quiet_until: Tick::default() };
     // Nothing is sent; that the other end is gone is the message.
     let (running, ended) = sync_channel(0);
     let write = move || {
-        write_all(&lines, io::BufWriter::new(sink), &dropped);
+        write_all(&lines, io::BufWriter::new(sink), dropped);
         drop(running);
     };
     std::thread::Builder::new().name("access-log".into()).spawn(write)?;
@@ -109,22 +127,62 @@ fn write_all(lines: &Receiver<String>, mut sink: impl Write, dropped: &AtomicU64
         if let Err(error) = &result
             && !failing
         {
-            tracing::warn!("the access log cannot be written: {error}; lines are lost until it can");
+            cannot_write(error);
         }
         failing = result.is_err();
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            tracing::warn!("the access log could not keep up: {lost} lines were dropped");
-        }
+        tell_dropped(dropped);
+    }
+}
+
+fn cannot_write(error: &io::Error) {
+    tracing::warn!("the access log cannot be written: {error}; lines are lost until it can");
+}
+
+fn tell_dropped(dropped: &AtomicU64) {
+    let lost = dropped.swap(0, Ordering::Relaxed);
+    if lost > 0 {
+        tracing::warn!("the access log could not keep up: {lost} lines were dropped");
     }
 }
 
 impl AccessLog {
+    /// From now on writes lines to standard output, each in one piece, as a process must that was forked from
+    /// the writer's. What is lost it tells nobody; the writer's process does, by [`AccessLog::tell_losses`].
+    pub fn write_directly(&mut self) {
+        self.is_direct = true;
+    }
+
+    /// Tells the operator what those have lost who write directly, once a second at the most.
+    pub fn tell_losses(&mut self, now: Tick) {
+        if self.quiet_until > now {
+            return;
+        }
+        self.quiet_until = now.after(Duration::from_secs(1));
+        tell_dropped(self.losses.dropped);
+        let error = self.losses.error.swap(0, Ordering::Relaxed);
+        if error != 0 {
+            cannot_write(&io::Error::from_raw_os_error(error as i32));
+            self.quiet_until = now.after(Duration::from_secs(60));
+        }
+    }
+
     /// Queues a line; drops it where the queue is full.
     pub fn record(&mut self, line: &Line) {
-        if self.queue.try_send(self.format.line(line)).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        if self.is_direct {
+            write_directly(io::stdout().as_fd(), self.format.line(line).as_bytes(), self.losses);
+        } else if self.queue.try_send(self.format.line(line)).is_err() {
+            self.losses.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Writes a line unless it would have to wait. No lock is taken, for nobody might release it.
+fn write_directly(sink: BorrowedFd, line: &[u8], losses: Losses) {
+    let mut asked = [PollFd::from_borrowed_fd(sink, PollFlags::OUT)];
+    if poll(&mut asked, Some(&Timespec::default())) == Ok(0) {
+        losses.dropped.fetch_add(1, Ordering::Relaxed);
+    } else if let Err(errno) = rustix::io::write(sink, line) {
+        losses.error.store(errno.raw_os_error() as u64, Ordering::Relaxed);
     }
 }
 
@@ -241,7 +299,7 @@ mod tests {
         for _ in 0..QUEUE_MAX * 4 {
             log.record(&line(b"GET / HTTP/1.1", b"x"));
         }
-        assert!(log.dropped.load(Ordering::Relaxed) > 0);
+        assert!(log.losses.dropped.load(Ordering::Relaxed) > 0);
         drop(reader);
         drop(log);
         thread.join();

@@ -37,9 +37,8 @@ impl Admin {
     /// What is wrong with the address.
     pub fn bind(address: &str) -> Result<Admin, String> {
         let cannot = |error: io::Error| {
-            format!(
-                "cannot listen on {address} for --admin: {error}; give an address and a port, as in 127.0.0.1:9090"
-            )
+            let advice = "give an address and a port, as in 127.0.0.1:9090";
+            format!("cannot listen on {address} for --admin: {error}; {advice}")
         };
         let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(cannot)?.collect();
         TcpListener::bind(&*addresses).map(Admin).map_err(cannot)

@@ -85,6 +85,19 @@ impl Tally {
         self.counts[counter as usize] += times;
     }
 
+    /// An empty tally that is added to the same row.
+    #[must_use]
+    pub fn beside(&self) -> Tally {
+        Tally { counts: [0; COUNTERS], row: self.row }
+    }
+
+    /// Takes over what another has counted.
+    pub fn take_over(&mut self, other: &mut Tally) {
+        for (count, more) in self.counts.iter_mut().zip(&mut other.counts) {
+            *count += std::mem::take(more);
+        }
+    }
+
     /// Adds what was counted to the board.
     pub fn publish(&mut self) {
         for (index, count) in self.counts.iter_mut().enumerate() {

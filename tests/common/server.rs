@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -30,6 +31,23 @@ impl Setup {
         let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_ringserve")]);
         Setup::of(command)
+    }
+
+    /// The program under strace, which writes a summary of all system calls into a file; but for read(2),
+    /// by which the end of a server goes through the lists of all connections of the machine.
+    pub fn traced(summary: &Path) -> Setup {
+        let mut command = Command::new("strace");
+        // The tracer steps aside, so that the process that was started is the server.
+        command
+            .args(["-D", "-c", "-f", "-e", "trace=!read", "-o"])
+            .arg(summary)
+            .arg(env!("CARGO_BIN_EXE_ringserve"));
+        let path = std::env::var_os("PATH");
+        let mut setup = Setup::of(command);
+        if let Some(path) = path {
+            setup.command.env("PATH", path);
+        }
+        setup
     }
 
     fn of(mut command: Command) -> Setup {
@@ -88,6 +106,12 @@ impl Setup {
         let port = url.trim_end_matches('/').rsplit(':').next().unwrap();
         server.port = port.parse().unwrap_or_else(|_| panic!("no port in {url:?}"));
         server
+    }
+
+    /// Starts it, and waits until it ends well by itself; `None` where it does not, or cannot be started.
+    pub fn try_run(mut self) -> Option<()> {
+        let status = self.command.stdout(Stdio::null()).stderr(Stdio::null()).status().ok()?;
+        status.success().then_some(())
     }
 
     /// Starts it, and waits until it ends by itself.

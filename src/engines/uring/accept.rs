@@ -15,6 +15,7 @@ use socket2::{SockAddr, SockAddrStorage};
 
 use crate::clock::Tick;
 use crate::engines::{AcceptError, PauseNote};
+use crate::serve::Worker;
 
 use super::operation::{Key, Mark, Operation};
 use super::ring::Ring;
@@ -40,6 +41,8 @@ pub struct Acceptor {
     one_shots: Vec<OneShot>,
     in_flight: usize,
     cancelled: bool,
+    /// Whether a multishot accept has ended before.
+    rearms: bool,
     note: PauseNote,
 }
 
@@ -70,6 +73,7 @@ impl Acceptor {
             one_shots: std::iter::repeat_with(one_shot).take(ONE_SHOTS).collect(),
             in_flight: 0,
             cancelled: false,
+            rearms: false,
             note: PauseNote::default(),
         }
     }
@@ -154,6 +158,9 @@ impl Acceptor {
                     }
                     self.multishot = true;
                     self.in_flight = 1;
+                    if self.rearms {
+                        ring.rearmed();
+                    }
                     let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).allocate_file_index(true);
                     // SAFETY: a multishot accept points to nothing.
                     return unsafe { ring.push(&entry.build().user_data(mark(0))) };
@@ -177,12 +184,13 @@ impl Acceptor {
         number: u32,
         result: i32,
         more: bool,
-        now: Tick,
+        worker: &mut Worker,
     ) -> io::Result<Option<(u32, Option<IpAddr>)>> {
         let one_shot = &mut self.one_shots[number as usize];
         if !more {
             self.in_flight -= 1;
             self.cancelled &= self.in_flight > 0;
+            self.rearms |= self.multishot;
             self.multishot = false;
             one_shot.in_flight = false;
         }
@@ -194,8 +202,8 @@ impl Acceptor {
         match (self.phase, AcceptError::of(errno)) {
             _ if errno == Errno::CANCELED => {}
             (Phase::Accepting, AcceptError::Exhausted) => {
-                self.note.pause(now, &errno.to_string());
-                self.phase = Phase::Paused(now.after(PAUSE));
+                self.note.pause(worker, &errno.to_string());
+                self.phase = Phase::Paused(worker.clock.now().after(PAUSE));
             }
             (Phase::Accepting, AcceptError::Broken) => return Err(errno.into()),
             _ => {}

@@ -23,7 +23,7 @@
 
 mod accept;
 mod operation;
-mod probe;
+pub(super) mod probe;
 mod ring;
 mod send;
 
@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{cqueue, opcode, squeue};
+use rustix::net::SocketFlags;
 
 use crate::clock::Tick;
 use crate::content::{Load, Step};
@@ -49,14 +50,15 @@ use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
 use self::send::{FileBuffers, Message};
 use super::resident::{Resident, take_in_short_spans};
-use super::{Capabilities, Engine, LIGHT_PER_HEAVY, Seat, Threads};
+use super::{Capabilities, Engine, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "uring",
     summary: "completion: submit to io_uring, be told when it is done",
     threads: Threads::PerCore,
-    capabilities: Capabilities { clients_max: None },
+    capabilities: Capabilities::UNLIMITED,
+    runtime_counted: true,
     available: probe::available,
     run,
 };
@@ -139,6 +141,13 @@ struct Installed {
     resident: Resident,
 }
 
+impl Drop for Installed {
+    /// The descriptor is closed with it.
+    fn drop(&mut self) {
+        calls::closed();
+    }
+}
+
 /// What an operation in flight borrows beside the outbox. Boxed, so that it stays in place.
 enum Task {
     None,
@@ -187,8 +196,10 @@ impl Loop<'_> {
         self.arm_acceptor()?;
         loop {
             let mut completions = std::mem::take(&mut self.completions);
+            self.ring.count_into(&mut self.seat.worker.tally);
+            calls::publish(&mut self.seat.worker);
             self.ring.wait(self.timeout(), &mut completions)?;
-            self.seat.worker.begin_turn();
+            self.seat.worker.clock.read();
             let mut light = 0;
             for completion in completions.drain(..) {
                 if self.is_heavy(&completion) {
@@ -538,9 +549,9 @@ impl Loop<'_> {
     }
 
     fn accepted(&mut self, number: u32, completion: Completion) -> io::Result<()> {
-        let now = self.seat.worker.clock.now();
         let more = cqueue::more(completion.flags);
-        if let Some((index, peer)) = self.acceptor.completed(number, completion.result, more, now)? {
+        let worker = &mut self.seat.worker;
+        if let Some((index, peer)) = self.acceptor.completed(number, completion.result, more, worker)? {
             self.open(index, peer)?;
         }
         self.arm_acceptor()
@@ -556,18 +567,20 @@ impl Loop<'_> {
     fn empty_backlog(&mut self) -> io::Result<()> {
         self.seat.listener.set_nonblocking(true)?;
         let mut free = 0;
-        while let Ok((stream, address)) = self.seat.listener.accept() {
+        let wants_peers = self.seat.worker.wants_peers();
+        while let Ok((stream, peer)) = calls::accept(&self.seat.listener, SocketFlags::empty(), wants_peers) {
             while self.slots.get(free).is_some_and(Option::is_some) {
                 free += 1;
             }
             let index = u32::try_from(free).expect("there are fewer slots than descriptors");
             // Where the table is full he is turned away after all.
             if self.ring.install(index, &stream).is_ok() {
-                self.open(index, self.seat.worker.wants_peers().then(|| address.ip()))?;
+                self.open(index, peer)?;
             }
+            calls::close(stream);
         }
         self.acceptor.end();
-        Ok(rustix::net::shutdown(&self.seat.listener, rustix::net::Shutdown::Both)?)
+        Ok(calls::shutdown(&self.seat.listener, rustix::net::Shutdown::Both)?)
     }
 
     fn open(&mut self, index: u32, peer: Option<IpAddr>) -> io::Result<()> {

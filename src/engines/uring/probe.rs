@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
-use io_uring::{opcode, squeue};
+use io_uring::{IoUring, opcode, squeue};
 
 use crate::engines::Refusal;
 
@@ -23,6 +23,20 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Tries it.
 pub fn available() -> Result<(), Refusal> {
     try_all().map_err(|refused| explain(&refused))
+}
+
+/// Tries whether there may be a ring at all, for a runtime that brings its own: one is made, and entered.
+pub fn any_ring_available() -> Result<(), Refusal> {
+    let refused = |step| move |error| explain(&Refused { step, error });
+    let ring = IoUring::new(8).map_err(refused("io_uring_setup"))?;
+    // Nothing is submitted and nothing waited for.
+    ring.submit().map_err(refused("io_uring_enter"))?;
+    Ok(())
+}
+
+/// Why a runtime could not make its ring.
+pub fn setup_refused(error: io::Error) -> Refusal {
+    explain(&Refused { step: "io_uring_setup", error })
 }
 
 /// Names of the sockets that this process has tried it on.

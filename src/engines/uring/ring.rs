@@ -11,6 +11,9 @@ use std::time::Duration;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{IoUring, squeue};
 
+use crate::engines::calls;
+use crate::observe::counters::{Counter, Tally};
+
 /// The one group of provided buffers.
 pub const BUFFER_GROUP: u16 = 0;
 
@@ -55,6 +58,7 @@ pub struct Ring {
     buffers: Buffers,
     /// Completions that had to be taken out between two waits.
     early: Vec<Completion>,
+    counts: Tally,
 }
 
 impl Ring {
@@ -88,7 +92,7 @@ impl Ring {
             uring.submitter().register_buf_ring_with_flags(entries, size.buffers, BUFFER_GROUP, 0)
         }
         .map_err(refused("IORING_REGISTER_PBUF_RING"))?;
-        Ok(Ring { uring, buffers, early: Vec::new() })
+        Ok(Ring { uring, buffers, early: Vec::new(), counts: Tally::default() })
     }
 
     /// Queues an operation; submits what is queued if there is no room.
@@ -102,7 +106,9 @@ impl Ring {
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            match self.uring.submit().map_err(|error| (error.raw_os_error(), error)) {
+            let result = self.uring.submit();
+            self.entered(&result);
+            match result.map_err(|error| (error.raw_os_error(), error)) {
                 Ok(_) | Err((Some(libc::EINTR), _)) => {}
                 // The kernel wants completions taken out first, or memory to come back with them.
                 Err((Some(libc::EAGAIN | libc::EBUSY), _)) => {
@@ -130,23 +136,47 @@ impl Ring {
                 self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
             }
         };
+        self.entered(&result);
         match result.map_err(|error| (error.raw_os_error(), error)) {
             // EBUSY: the completion queue has run over; taking completions out is what helps.
             Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => {}
             Err((_, error)) => return Err(error),
         }
         // The queue's head is published when the iterator is dropped, before the next wait.
+        let before = into.len();
         into.extend(self.uring.completion().map(|entry| Completion {
             user_data: entry.user_data(),
             result: entry.result(),
             flags: entry.flags(),
         }));
+        let taken = &into[before..];
+        self.counts.add(Counter::Completions, taken.len() as u64);
+        let exhausted = taken.iter().filter(|completion| completion.result == -libc::ENOBUFS).count();
+        self.counts.add(Counter::BuffersExhausted, exhausted as u64);
         Ok(())
+    }
+
+    /// Counts a call of `io_uring_enter(2)`.
+    fn entered(&mut self, result: &io::Result<usize>) {
+        calls::add(1);
+        self.counts.add(Counter::Enters, 1);
+        self.counts.add(Counter::Submissions, *result.as_ref().unwrap_or(&0) as u64);
+    }
+
+    /// A multishot operation had ended, and is submitted again.
+    pub fn rearmed(&mut self) {
+        self.counts.add(Counter::Rearms, 1);
+    }
+
+    /// Moves what was counted to a worker's tally.
+    pub fn count_into(&mut self, tally: &mut Tally) {
+        tally.take_over(&mut self.counts);
     }
 
     /// Puts a socket into a free place of the table of direct descriptors.
     pub fn install(&self, index: u32, socket: &impl AsRawFd) -> io::Result<()> {
-        self.uring.submitter().register_files_update(index, &[socket.as_raw_fd()]).map(drop)
+        calls::counted(|| self.uring.submitter().register_files_update(index, &[socket.as_raw_fd()]))
+            .map(drop)
     }
 
     /// The first bytes of the receive buffer that a completion names.

@@ -13,8 +13,10 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
 
+use crate::engines::calls;
+use crate::engines::calls::counted;
 use crate::engines::resident::Resident;
-use crate::engines::transfer::{self, Sent, send_now};
+use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
 use crate::http::outbox::PIECE;
 use crate::serve::Want;
@@ -96,7 +98,7 @@ impl Loop<'_> {
         // SAFETY: the ring has made it for us just now, and nobody else knows of it.
         let descriptor = unsafe { OwnedFd::from_raw_fd(result) };
         // For sendfile(2) alone: the ring's own operations do not look at the flag of a direct descriptor.
-        if rustix::io::ioctl_fionbio(&descriptor, true).is_err() {
+        if counted(|| rustix::io::ioctl_fionbio(&descriptor, true)).is_err() {
             return self.carry_out(key, Want::Close);
         }
         slot(&mut self.slots, key).installed =
@@ -213,7 +215,7 @@ impl Loop<'_> {
             self.send(key)
         } else {
             let level = libc::SOL_SOCKET as u32;
-            let value = (&raw const transfer::NO_LINGER).cast();
+            let value = (&raw const calls::NO_LINGER).cast();
             let length = size_of::<libc::linger>() as u32;
             let option = libc::SO_LINGER as u32;
             let entry = opcode::SetSockOpt::new(Fixed(key.index), level, option, value, length).build();

@@ -1,0 +1,101 @@
+//! What the server counts of itself, against what strace counts of it.
+
+use std::fs;
+use std::path::Path;
+
+use ringserve::engines::Engine;
+use ringserve::observe::counters::{Board, Counter};
+use rustix::process::Signal;
+
+use crate::common::{Client, Server, Setup, Site, eventually, on_every_engine, serves_several};
+
+mod common;
+
+/// Requests on connections that last, and on connections of one request.
+const LASTING: usize = 4000;
+const SHORT: usize = 300;
+/// One in so many calls may be missing, or too much: 2 %.
+const TOLERANCE: u64 = 50;
+
+/// System calls of a whole run, by strace and by the server.
+#[derive(Clone, Copy, Debug)]
+struct Calls {
+    seen: u64,
+    counted: u64,
+}
+
+/// Runs the server under strace while something is asked of it.
+fn trace(engine: &Engine, site: &Site, ask: impl FnOnce(&Server)) -> (Calls, Board) {
+    let (summary, counters) = (site.outside().join("summary"), site.outside().join("counters"));
+    for file in [&summary, &counters] {
+        fs::write(file, "").unwrap();
+    }
+    let board = Board::in_file(&counters).unwrap();
+    let setup = Setup::traced(&summary).serving(engine.name, site).arg("--counters-file").arg(&counters);
+    let mut server = setup.args(["--workers", "1", "--fresh", "1h"]).start();
+    ask(&server);
+    server.signal(Signal::TERM);
+    server.ends_well();
+    let mut seen = None;
+    eventually("strace has written its summary", || {
+        seen = total(&summary);
+        seen.is_some()
+    });
+    (Calls { seen: seen.unwrap(), counted: board.total(Counter::SystemCalls) }, board)
+}
+
+/// The number of calls in the last line of a summary.
+fn total(summary: &Path) -> Option<u64> {
+    let text = fs::read_to_string(summary).ok()?;
+    let line = text.lines().find(|line| line.ends_with(" total"))?;
+    line.split_ascii_whitespace().nth(3)?.parse().ok()
+}
+
+/// As many clients as the engine serves at once ask again and again, then others come for one thing each.
+fn ask(engine: &Engine, server: &Server) {
+    let count = if serves_several(engine) { 8 } else { 1 };
+    let mut clients: Vec<Client> = (0..count).map(|_| server.connect()).collect();
+    for _ in 0..LASTING / count {
+        for client in &mut clients {
+            client.request("GET", "/a.txt", &[]);
+        }
+        for client in &mut clients {
+            assert_eq!(client.response().status, 200);
+        }
+    }
+    drop(clients);
+    for _ in 0..SHORT {
+        assert_eq!(server.ask("GET", "/a.txt", &["Connection: close"]).status, 200);
+    }
+}
+
+#[test]
+fn the_system_calls_counted_are_those_that_strace_sees() {
+    if Setup::traced(Path::new("/dev/null")).arg("--version").try_run().is_none() {
+        println!("skipped: strace is missing, or may not trace");
+        return;
+    }
+    // One after the other: they count, but so slowly that side by side they would run out of patience.
+    let turn = std::sync::Mutex::new(());
+    on_every_engine(|engine| {
+        let _turn = turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let (busy, board) = trace(engine, &site, |server| ask(engine, server));
+        let requests = [Counter::Answered2xx, Counter::Submissions, Counter::Completions, Counter::Enters]
+            .map(|counter| board.total(counter));
+        // What starting and ending takes is not the engine's. It is looked at last, since the end reads a
+        // list of connections that those of before still stand on.
+        let (idle, _) = trace(engine, &site, |_| {});
+        println!("{}: idle {idle:?}, busy {busy:?}", engine.name);
+        let [answered, submissions, completions, enters] = requests;
+        assert_eq!(answered, (LASTING + SHORT) as u64);
+        assert!(enters <= busy.counted && completions >= submissions / 2, "{requests:?}");
+        if engine.runtime_counted {
+            let seen = busy.seen - (idle.seen - idle.counted);
+            let off = busy.counted.abs_diff(seen);
+            assert!(off <= seen / TOLERANCE, "{off} off of {seen}: idle {idle:?}, busy {busy:?}");
+        } else {
+            assert!(busy.counted <= busy.seen, "{busy:?}");
+        }
+    });
+}
