@@ -6,7 +6,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -39,6 +41,14 @@ const DOORWAY_CHECK: Duration = Duration::from_millis(20);
 /// # Errors
 /// What kept the server from starting, or has broken it.
 pub fn run(mut options: Options) -> Result<(), String> {
+    if let Some(parent) = options.end_with_parent {
+        set_parent_process_death_signal(Some(Signal::TERM))
+            .map_err(|error| format!("cannot watch the parent process: {error}"))?;
+        // It may have ended before it was watched.
+        if getppid() != Pid::from_raw(parent) {
+            return Err(format!("the parent process, {parent}, has ended"));
+        }
+    }
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
     let descriptors = Descriptors::raise();
     options.rules.memory_max = cache_size.saturating_mul(2);
