@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::compare;
 use crate::content::Symlinks;
 use crate::content::site::Rules;
 use crate::engines::{self, ENGINES, Engine};
@@ -20,7 +21,12 @@ use crate::observe::access_log::Format;
 /// Arguments as typed.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ringserve", version, about, max_term_width = 100, after_help = after_help())]
+// A folder may be called as a command is: behind any flag, and as `./compare`, it is a folder.
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// The folder to serve [default: static]
     #[arg(value_name = "ROOT")]
     positional_root: Option<PathBuf>,
@@ -131,6 +137,26 @@ struct Args {
     /// An existing file to count into, so that whoever measures the server can read along
     #[arg(long, value_name = "FILE", env = "SERVER_COUNTERS_FILE", hide = true)]
     counters_file: Option<PathBuf>,
+
+    /// The process that has started this one, so that both end together
+    #[arg(long, value_name = "PID", env = "SERVER_END_WITH_PARENT", hide = true,
+          value_parser = clap::value_parser!(i32).range(1..))]
+    end_with_parent: Option<i32>,
+}
+
+/// What else there is to do than to serve.
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Compare(Box<compare::options::Args>),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// Serve a folder.
+    Serve(Box<Options>),
+    /// Compare engines.
+    Compare(Box<compare::Options>),
 }
 
 /// Options as meant.
@@ -168,6 +194,8 @@ pub struct Options {
     pub admin: Option<String>,
     /// Where to count into; `None` for memory of this process.
     pub counters_file: Option<PathBuf>,
+    /// The parent process, if its end is a signal to end.
+    pub end_with_parent: Option<i32>,
 }
 
 /// The engine that was asked for.
@@ -216,16 +244,16 @@ impl From<Level> for tracing::level_filters::LevelFilter {
 ///
 /// # Errors
 /// What is wrong with them, ready to be printed; also `--help` and `--version`, which are no mistakes.
-pub fn parse() -> Result<Options, clap::Error> {
+pub fn parse() -> Result<Task, clap::Error> {
     parse_from(std::env::args_os(), std::env::var_os("PORT"))
 }
 
-fn parse_from(
-    args: impl IntoIterator<Item = OsString>,
-    port: Option<OsString>,
-) -> Result<Options, clap::Error> {
+fn parse_from(args: impl IntoIterator<Item = OsString>, port: Option<OsString>) -> Result<Task, clap::Error> {
     let matches = Args::command().try_get_matches_from(args)?;
     let mut args = Args::from_arg_matches(&matches)?;
+    if let Some(Command::Compare(args)) = args.command {
+        return Ok(Task::Compare(Box::new(args.into_options())));
+    }
     if let Some(port) = port.filter(|port| !port.is_empty())
         && matches.value_source("port") == Some(ValueSource::DefaultValue)
     {
@@ -237,7 +265,7 @@ fn parse_from(
             usage(ErrorKind::ValueValidation, &message)
         })?;
     }
-    args.into_options(&matches)
+    args.into_options(&matches).map(|options| Task::Serve(Box::new(options)))
 }
 
 impl Args {
@@ -281,6 +309,7 @@ impl Args {
             log_level: self.log_level,
             admin: self.admin.filter(|address| !address.is_empty()),
             counters_file: self.counters_file,
+            end_with_parent: self.end_with_parent,
         })
     }
 }
@@ -314,7 +343,7 @@ fn engine(name: &str) -> Result<EngineChoice, String> {
 }
 
 /// `5s`, `500ms`, `2m`, `1h`, or bare seconds, with decimals if need be.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const WRONG: &str =
         "a time is a number with ms, s, m or h behind it, or bare seconds, such as 500ms or 5s";
     let (number, seconds) =
@@ -338,7 +367,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `256MiB`, `64K`, `1GB` (binary all of them), or bare bytes.
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     const WRONG: &str =
         "a size is a whole number with B, KiB, MiB or GiB behind it, or bare bytes, such as 256MiB";
     let upper = text.to_ascii_uppercase();
@@ -397,7 +426,21 @@ mod tests {
 
     fn parsed(args: &[&str], port: Option<&str>) -> Result<Options, String> {
         let args = ["ringserve"].iter().chain(args).map(OsString::from);
-        parse_from(args, port.map(OsString::from)).map_err(|error| error.to_string())
+        match parse_from(args, port.map(OsString::from)) {
+            Ok(Task::Serve(options)) => Ok(*options),
+            Ok(Task::Compare(_)) => Err("a comparison".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_folder_may_be_called_as_a_command_is() {
+        assert_eq!(parsed(&["compare"], None).unwrap_err(), "a comparison");
+        for args in [&["./compare"][..], &["-p", "80", "compare"], &["--", "compare"], &["--root", "compare"]]
+        {
+            assert!(parsed(args, None).unwrap().root.ends_with("compare"), "{args:?}");
+        }
+        assert_eq!(parsed(&["help"], None).unwrap().root, PathBuf::from("help"));
     }
 
     #[test]

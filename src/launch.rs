@@ -6,7 +6,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -29,6 +31,10 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Descriptors counted on, however high the limit is.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
+const DESCRIPTORS_OF_PROCESS: usize = 16;
+/// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
+const DESCRIPTORS_OF_THREAD: usize = 4;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
 /// How long a client who sends nothing is not accepted, about.
@@ -41,6 +47,14 @@ const DOORWAY_CHECK: Duration = Duration::from_millis(20);
 /// # Errors
 /// What kept the server from starting, or has broken it.
 pub fn run(mut options: Options) -> Result<(), String> {
+    if let Some(parent) = options.end_with_parent {
+        set_parent_process_death_signal(Some(Signal::TERM))
+            .map_err(|error| format!("cannot watch the parent process: {error}"))?;
+        // It may have ended before it was watched.
+        if getppid() != Pid::from_raw(parent) {
+            return Err(format!("the parent process, {parent}, has ended"));
+        }
+    }
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
     let descriptors = Descriptors::raise(match options.engine {
         EngineChoice::Named(engine) => engine.capabilities.descriptor_max,
@@ -309,8 +323,8 @@ impl Launcher {
     }
 
     fn connections_max(&self, engine: &Engine) -> usize {
-        let taken = engine.capabilities.own_descriptors * self.threads(engine);
-        let possible = self.descriptors.for_connections().saturating_sub(taken).max(1);
+        let own = DESCRIPTORS_OF_THREAD + engine.capabilities.own_descriptors;
+        let possible = self.descriptors.for_connections(own * self.threads(engine));
         let limits = [self.options.connections_max, engine.capabilities.clients_max];
         limits.into_iter().flatten().fold(possible, usize::min)
     }
@@ -528,7 +542,7 @@ impl Descriptors {
 
     /// Large files that the caches keep open.
     fn for_cache(self) -> usize {
-        (self.limit / 16).clamp(1, 4096)
+        (self.limit / 32).clamp(1, 4096)
     }
 
     /// Files in memory.
@@ -536,10 +550,16 @@ impl Descriptors {
         self.for_cache()
     }
 
-    /// Sockets of clients: what is left of the limit beside the caches and a reserve for loads and ourselves.
-    fn for_connections(self) -> usize {
-        let reserve = (self.limit / 4).clamp(16, 512);
-        self.limit.saturating_sub(self.for_cache() + self.for_memory() + reserve).max(1)
+    /// Files that are being loaded.
+    fn for_loads(self) -> usize {
+        (self.limit / 8).clamp(2, 512)
+    }
+
+    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.
+    fn for_connections(self, for_threads: usize) -> usize {
+        let others =
+            self.for_cache() + self.for_memory() + self.for_loads() + DESCRIPTORS_OF_PROCESS + for_threads;
+        self.limit.saturating_sub(others).max(1)
     }
 }
 
@@ -555,8 +575,11 @@ mod tests {
     fn descriptors_are_never_promised_twice() {
         for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
             let descriptors = Descriptors { limit };
-            let caches = descriptors.for_cache() + descriptors.for_memory();
-            assert!(caches + descriptors.for_connections() < limit, "{limit}");
+            let files = descriptors.for_cache() + descriptors.for_memory() + descriptors.for_loads();
+            for threads in [1, 2, 64] {
+                let connections = descriptors.for_connections(threads * DESCRIPTORS_OF_THREAD);
+                assert!(files + connections < limit, "{limit} {threads}");
+            }
         }
     }
 

@@ -9,11 +9,14 @@
 //! 5. [`content`] knows which bytes a target means,
 //! 6. and the answer goes **back** through the outbox, which the engine empties into the socket.
 //!
+//! Beside it, [`compare`] starts this program again and again, loads it and measures it.
+//!
 //! Dependencies run one way: `engines -> serve -> content -> http`.
 
 pub mod cgroup;
 pub mod cli;
 pub mod clock;
+pub mod compare;
 pub mod content;
 pub mod deadlines;
 mod doors;
