@@ -67,8 +67,8 @@ fn who_ends_his_side_and_stalls_is_sent_every_byte() {
     let (hash, count) = (xxh3_128(&bytes), 12);
     on_every_engine(|engine| {
         let site = Site::with(&[("middle.bin", &bytes)]);
-        let server = Server::start(engine, &site, &["--send-timeout", "12s"]);
-        let clients = if serves_several(engine) { 8 } else { 1 };
+        let server = Server::start(engine, &site, &["--send-timeout", "20s"]);
+        let clients = if serves_several(engine) { 3 } else { 1 };
         let mut clients: Vec<_> = (0..clients).map(|_| Client::connect_slow(server.port)).collect();
         for client in &mut clients {
             for _ in 0..count {
@@ -76,7 +76,8 @@ fn who_ends_his_side_and_stalls_is_sent_every_byte() {
             }
             client.finish_sending();
         }
-        std::thread::sleep(Duration::from_millis(2500));
+        // Until the server has looked once whether they still take anything.
+        std::thread::sleep(Duration::from_millis(2900));
         for client in &mut clients {
             for number in 0..count {
                 assert_eq!(xxh3_128(&client.response().body), hash, "answer {number}");
