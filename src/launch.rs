@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
 };
-use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -24,7 +23,7 @@ use crate::observe::admin::Admin;
 use crate::observe::counters::Board;
 use crate::observe::metrics::Overview;
 use crate::serve::Worker;
-use crate::shutdown::{Phase, Shutdown};
+use crate::shutdown::{ENDING, Phase, Shutdown};
 use crate::sys;
 
 /// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
@@ -466,8 +465,10 @@ fn fallback_reason(refusal: &str) -> String {
 }
 
 fn watch_signals(events: Sender<Event>) -> Result<(), String> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT])
-        .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let cannot = |error: io::Error| format!("cannot watch for signals: {error}");
+    // One that came while the handlers are being set up would be lost.
+    sys::hold_signals(&ENDING).map_err(cannot)?;
+    let mut signals = Signals::new(ENDING).map_err(cannot)?;
     let thread = std::thread::Builder::new().name("signals".into());
     let watch = move || {
         for signal in signals.forever() {
@@ -476,7 +477,8 @@ fn watch_signals(events: Sender<Event>) -> Result<(), String> {
             }
         }
     };
-    thread.spawn(watch).map(drop).map_err(|error| format!("cannot start a thread: {error}"))
+    thread.spawn(watch).map_err(|error| format!("cannot start a thread: {error}"))?;
+    sys::release_signals(&ENDING).map_err(cannot)
 }
 
 fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {

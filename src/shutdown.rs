@@ -5,8 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
+use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 
 use crate::sys;
+
+/// The signals that end the server.
+pub const ENDING: [i32; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
 /// How the server is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

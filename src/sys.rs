@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
@@ -35,6 +36,36 @@ pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
 pub fn survive_file_size_limit() {
     // SAFETY: no handler is set; to ignore a signal touches nothing of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Keeps signals from the calling thread, and from the threads and processes that it starts: those that come
+/// wait until a thread takes them.
+///
+/// # Errors
+/// What `pthread_sigmask(3)` says.
+pub fn hold_signals(signals: &[i32]) -> io::Result<()> {
+    mask_signals(libc::SIG_BLOCK, signals)
+}
+
+/// Lets signals through again, those first that have come meanwhile.
+///
+/// # Errors
+/// What `pthread_sigmask(3)` says.
+pub fn release_signals(signals: &[i32]) -> io::Result<()> {
+    mask_signals(libc::SIG_UNBLOCK, signals)
+}
+
+fn mask_signals(how: i32, signals: &[i32]) -> io::Result<()> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the set is written before it is used, and lives across the calls.
+    let result = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for &signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(how, set.as_ptr(), ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
 /// Maps so many numbers that other processes can see: those this one forks, or, where a file is given, all

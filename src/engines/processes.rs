@@ -26,12 +26,13 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::shutdown::ENDING;
+use crate::sys;
 
 use super::crew::{self, Crew};
 use super::one_client::{self, Client};
@@ -54,7 +55,7 @@ const REAP_CHECK: Duration = Duration::from_millis(10);
 
 fn run(seat: &mut Seat) -> io::Result<()> {
     // Children inherit this. A signal to end is for the parent alone: it tells them.
-    hold_signals()?;
+    sys::hold_signals(&ENDING)?;
     // Each child may fill a cache of its own.
     seat.worker.divide_cache(seat.connections_max);
     if !seat.ready() {
@@ -138,18 +139,4 @@ fn serve_and_exit(seat: &mut Seat, client: Client, parent: Pid) -> ! {
     let result = catch_unwind(serve);
     // SAFETY: it ends the process here and now; nothing of what belongs to the parent is run down.
     unsafe { libc::_exit(i32::from(result.is_err())) }
-}
-
-/// Keeps the signals that end a server from this thread, and from all processes that it forks.
-fn hold_signals() -> io::Result<()> {
-    let mut signals = MaybeUninit::uninit();
-    // SAFETY: the set is written before it is used, and lives across the calls.
-    let result = unsafe {
-        libc::sigemptyset(signals.as_mut_ptr());
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT] {
-            libc::sigaddset(signals.as_mut_ptr(), signal);
-        }
-        libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), ptr::null_mut())
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }

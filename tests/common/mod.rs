@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ringserve::engines::{ENGINES, Engine};
@@ -28,6 +28,10 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 /// More bytes than the buffers between server and client hold.
 pub const HUGE: usize = 16 << 20;
 
+/// Cases that run at once, over all tests of a suite. With more of them times would be missed for want of a
+/// processor.
+const CASES_MAX: usize = 24;
+
 /// Runs a case once per engine of the table, side by side, for most cases mostly wait. Each runs to its end;
 /// then the test fails if one of them has. Where `RINGSERVE_ONLY` names an engine, it is run on that one
 /// alone.
@@ -45,6 +49,7 @@ pub fn on_every_engine(case: impl Fn(&'static Engine) + Sync) {
             }
             let (case, failed) = (&case, &failed);
             let run = move || {
+                let _turn = Turn::take();
                 // The thread's name, which a panic prints, is the engine's.
                 let case = std::panic::AssertUnwindSafe(|| case(engine));
                 if std::panic::catch_unwind(case).is_err() {
@@ -56,6 +61,31 @@ pub fn on_every_engine(case: impl Fn(&'static Engine) + Sync) {
     });
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "failed on {}", failed.join(", "));
+}
+
+/// One of the cases that may run at once, until it is dropped.
+struct Turn;
+
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Turn {
+    fn take() -> Turn {
+        let (running, ended) = &RUNNING;
+        let mut running = running.lock().unwrap();
+        while *running >= CASES_MAX {
+            running = ended.wait(running).unwrap();
+        }
+        *running += 1;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (running, ended) = &RUNNING;
+        *running.lock().unwrap() -= 1;
+        ended.notify_one();
+    }
 }
 
 /// Whether the engine serves more than one client at once. Where it does not, a line says what is skipped.
