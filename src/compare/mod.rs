@@ -7,13 +7,12 @@
 //!    of somebody else's,
 //! 3. [`generator`]: the load; [`measure`]: what the processes have used meanwhile; [`runner`]: one run,
 //! 4. [`samples`]: what was measured, saved after every run, together with its [`environment`],
-//! 5. [`summary`]: medians, spread and doubts, grouped by [`family`],
+//! 5. [`summary`]: medians, spread and doubts, grouped by the engines' families,
 //! 6. [`table`], [`plots`], [`report`], [`against`]: what is shown, drawn from the samples and nothing else.
 #![allow(clippy::cast_precision_loss, reason = "a count that a f64 cannot hold is no count of this room")]
 
 mod against;
 mod environment;
-mod family;
 mod generator;
 mod measure;
 pub mod options;

@@ -9,7 +9,7 @@ use plotters::element::{Drawable, PointCollection};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::family::Family;
+use crate::engines::Family;
 
 /// Pixels of every picture; a page shows it as wide as there is room.
 const WIDTH: i32 = 440;

@@ -5,7 +5,8 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::family::Family;
+use crate::engines::Family;
+
 use super::plots::{self, Bar, Series, Spectrum};
 use super::samples::Samples;
 use super::schedule::Case;

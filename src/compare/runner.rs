@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::engines::{Engine, Threads};
+use crate::engines::{Engine, Family, Threads};
 use crate::observe::counters::{Board, Counter};
 
 use super::environment::Environment;
-use super::family::Family;
 use super::generator::{Clients, Generator, Outcome, Target};
 use super::is_set;
 use super::measure::{Processes, Usage};
@@ -216,7 +215,7 @@ impl Runner<'_> {
                 let clients_max = engine.capabilities.clients_max;
                 let load = Load { name: subject.name(), case, round, targets, clients_max, cores };
                 let run = self.load(load, server.address, Some(&server.processes()));
-                Ok(Run { family: Family::of(engine.name), was_cold, ..run })
+                Ok(Run { family: engine.family, was_cold, ..run })
             }
             Subject::Server(server) => {
                 let request = server.url.request(case.keep_alive);

@@ -9,8 +9,9 @@ use std::path::Path;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::engines::Family;
+
 use super::environment::Environment;
-use super::family::Family;
 use super::schedule::Case;
 
 /// The version of this format.
@@ -253,7 +254,7 @@ pub mod tests {
         }
         Run {
             target: target.to_owned(),
-            family: Family::of(target),
+            family: crate::engines::by_name(target).map_or(Family::Other, |engine| engine.family),
             case: quick_cases()[case].clone(),
             round,
             active: 64,

@@ -1,6 +1,7 @@
 //! From runs to figures: medians over the rounds, their spread, and what makes one doubt them.
 
-use super::family::Family;
+use crate::engines::Family;
+
 use super::samples::{Latency, Run, Samples};
 use super::schedule::Case;
 

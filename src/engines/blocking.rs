@@ -25,7 +25,7 @@ use crate::shutdown::{Phase, Shutdown};
 
 use super::one_client::{self, LOOK_UP};
 use super::session::Desk;
-use super::{AcceptError, Capabilities, Engine, Seat, Threads, always_available, calls};
+use super::{AcceptError, Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
 /// A client that asks for nothing may hold the others up this long.
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
@@ -36,6 +36,7 @@ const CUT_CHECK: Duration = Duration::from_millis(50);
 pub const ENGINE: Engine = Engine {
     name: "blocking",
     summary: "one task that blocks: one client at a time",
+    family: Family::Blocking,
     threads: Threads::One,
     capabilities: Capabilities { clients_max: Some(1), ..Capabilities::UNLIMITED },
     runtime_counted: true,

@@ -28,12 +28,13 @@ use crate::shutdown::Shutdown;
 use super::crowd::{Crowd, Key, Watch};
 use super::interests::{HELPERS, Interests, LISTENER, SHUTDOWN};
 use super::session::Wait;
-use super::{Capabilities, Engine, Seat, Threads, always_available};
+use super::{Capabilities, Engine, Family, Seat, Threads, always_available};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "epoll",
     summary: "readiness, edge-triggered: told once, then recv and send by itself",
+    family: Family::Queued,
     threads: Threads::PerCore,
     capabilities: Capabilities::UNLIMITED,
     runtime_counted: true,

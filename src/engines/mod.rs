@@ -24,6 +24,7 @@ mod crew;
 mod crowd;
 mod epoll;
 mod epoll_level;
+mod family;
 mod helpers;
 mod interests;
 mod one_client;
@@ -39,6 +40,8 @@ mod tokio;
 mod tokio_uring;
 mod transfer;
 pub mod uring;
+
+pub use family::Family;
 
 /// Every engine, in the order in which help and tests show them.
 pub static ENGINES: &[Engine] = &[
@@ -71,6 +74,8 @@ pub struct Engine {
     pub name: &'static str,
     /// What it is, in one line.
     pub summary: &'static str,
+    /// What it does while it waits.
+    pub family: Family,
     /// How many threads run it.
     pub threads: Threads,
     /// What the model cannot do.

@@ -22,12 +22,13 @@ use rustix::io::Errno;
 
 use super::crowd::{Crowd, Key, Unwatched};
 use super::session::Wait;
-use super::{Capabilities, Engine, Seat, Threads, always_available, calls};
+use super::{Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "poll",
     summary: "readiness, scanned: poll(2) on an array of all clients",
+    family: Family::Scanned,
     threads: Threads::PerCore,
     capabilities: Capabilities::UNLIMITED,
     runtime_counted: true,

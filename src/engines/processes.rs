@@ -37,12 +37,13 @@ use crate::sys;
 use super::crew::{self, Crew};
 use super::one_client::{self, Client};
 use super::session::Desk;
-use super::{Capabilities, Engine, Seat, Threads, always_available, calls};
+use super::{Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
 /// The table's row. What the C library does to start a process is not counted.
 pub const ENGINE: Engine = Engine {
     name: "processes",
     summary: "a process for each client: forked, isolated, and reaped",
+    family: Family::Blocking,
     threads: Threads::PerConnection,
     capabilities: Capabilities { clients_max: Some(1000), ..Capabilities::UNLIMITED },
     runtime_counted: false,

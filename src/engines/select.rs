@@ -26,12 +26,13 @@ use rustix::io::Errno;
 
 use super::crowd::{Crowd, Key, Unwatched};
 use super::session::Wait;
-use super::{Capabilities, Engine, Seat, Threads, always_available, calls};
+use super::{Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "select",
     summary: "readiness, scanned: select(2) on bit sets, descriptors below 1024",
+    family: Family::Scanned,
     threads: Threads::PerCore,
     capabilities: Capabilities { descriptor_max: Some(libc::FD_SETSIZE - 1), ..Capabilities::UNLIMITED },
     runtime_counted: true,

@@ -18,12 +18,13 @@
 use std::io;
 
 use super::crowd::{Crowd, Key, Unwatched};
-use super::{Capabilities, Engine, Seat, Threads, always_available};
+use super::{Capabilities, Engine, Family, Seat, Threads, always_available};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "spin",
     summary: "polling without waiting: tries every client in turn, over and over",
+    family: Family::Scanned,
     threads: Threads::One,
     capabilities: Capabilities { sleeps: false, ..Capabilities::UNLIMITED },
     runtime_counted: true,

@@ -31,12 +31,13 @@ use slab::Slab;
 use super::crew::{self, Crew};
 use super::one_client::{self, Client};
 use super::session::Desk;
-use super::{Capabilities, Engine, Seat, Threads, always_available, calls};
+use super::{Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
 /// The table's row. What the C library does to start and end a thread is not counted.
 pub const ENGINE: Engine = Engine {
     name: "threads",
     summary: "a thread for each client: each blocks, the kernel switches",
+    family: Family::Blocking,
     threads: Threads::PerConnection,
     capabilities: Capabilities { clients_max: Some(4000), ..Capabilities::UNLIMITED },
     runtime_counted: false,

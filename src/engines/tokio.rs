@@ -33,12 +33,13 @@ use crate::http::Connection;
 
 use super::session::{Desk, Session, Wait};
 use super::tasks::{ACCEPT_PAUSE, DISK_THREADS, Room, register, run_aside, unless};
-use super::{AcceptError, Capabilities, Engine, PauseNote, Seat, Threads, always_available, calls};
+use super::{AcceptError, Capabilities, Engine, Family, PauseNote, Seat, Threads, always_available, calls};
 
 /// The table's row. What the runtime does of itself is not counted.
 pub const ENGINE: Engine = Engine {
     name: "tokio",
     summary: "coroutines on readiness: a task for each client, on tokio",
+    family: Family::Coroutines,
     threads: Threads::PerCore,
     capabilities: Capabilities { own_descriptors: 4, ..Capabilities::UNLIMITED },
     runtime_counted: false,

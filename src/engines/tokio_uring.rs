@@ -45,12 +45,13 @@ use super::session::load_at_once;
 use super::tasks::{ACCEPT_PAUSE, Room, register, run_aside, unless};
 use super::transfer::queued;
 use super::uring::probe;
-use super::{AcceptError, Capabilities, Engine, PauseNote, Refusal, Seat, Threads, calls};
+use super::{AcceptError, Capabilities, Engine, Family, PauseNote, Refusal, Seat, Threads, calls};
 
 /// The table's row. What the runtime does of itself is not counted.
 pub const ENGINE: Engine = Engine {
     name: "tokio-uring",
     summary: "coroutines on completion: a task for each client, on tokio-uring",
+    family: Family::Coroutines,
     threads: Threads::PerCore,
     capabilities: Capabilities { own_descriptors: 8, ..Capabilities::UNLIMITED },
     runtime_counted: false,

@@ -50,12 +50,13 @@ use self::operation::{Key, Mark, Operation};
 use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
 use self::send::{FileBuffers, Message};
 use super::resident::{Resident, take_in_short_spans};
-use super::{Capabilities, Engine, LIGHT_PER_HEAVY, Seat, Threads, calls};
+use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
     name: "uring",
     summary: "completion: submit to io_uring, be told when it is done",
+    family: Family::Completion,
     threads: Threads::PerCore,
     capabilities: Capabilities::UNLIMITED,
     runtime_counted: true,

@@ -16,7 +16,7 @@ pub enum Family {
     Coroutines,
     /// Is told by the kernel what is done.
     Completion,
-    /// A server that is not one of the engines.
+    /// A server that is none of these, but compared with them.
     Other,
 }
 
@@ -31,18 +31,6 @@ impl Family {
         Family::Other,
     ];
 
-    /// The family of an engine. One that is not known here stands with the others.
-    pub fn of(engine: &str) -> Family {
-        match engine {
-            "blocking" | "processes" | "threads" => Family::Blocking,
-            "spin" | "select" | "poll" => Family::Scanned,
-            "epoll" | "epoll-level" => Family::Queued,
-            "tokio" | "tokio-uring" => Family::Coroutines,
-            "uring" => Family::Completion,
-            _ => Family::Other,
-        }
-    }
-
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,19 +40,6 @@ impl Family {
             Family::Coroutines => "coroutines",
             Family::Completion => "completion",
             Family::Other => "other",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engines::ENGINES;
-
-    #[test]
-    fn every_engine_of_the_table_has_its_family() {
-        for engine in ENGINES {
-            assert_ne!(Family::of(engine.name), Family::Other, "{}", engine.name);
         }
     }
 }
