@@ -1,19 +1,44 @@
-//! The program: an exit code, and nothing else. 0 clean, 2 wrong usage, 1 everything else.
+//! The program: an exit code, and nothing else. 0 clean, 2 wrong usage, 1 everything else; `doctor` also has
+//! 3, where only the fallback can serve.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use ringserve::{cli, launch};
+use ringserve::cli::{self, Command, Options};
+use ringserve::doctor::{self, seccomp};
+use ringserve::{healthcheck, launch};
 
 fn main() -> ExitCode {
-    let options = match cli::parse() {
-        Ok(options) => options,
+    let command = match cli::parse() {
+        Ok(command) => command,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
         }
     };
+    match command {
+        Command::Serve(options) => serve(*options),
+        Command::Doctor(options) => {
+            let report = doctor::examine(&options);
+            print(&(if options.json { report.json() } else { report.to_string() } + "\n"));
+            report.exit_code()
+        }
+        Command::SeccompProfile(reader) => {
+            print(&seccomp::profile(reader));
+            ExitCode::SUCCESS
+        }
+        Command::Healthcheck(options) => match healthcheck::run(&options) {
+            Ok(status) => {
+                print(&format!("{status}\n"));
+                ExitCode::SUCCESS
+            }
+            Err(message) => fail(&message),
+        },
+    }
+}
+
+fn serve(options: Options) -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(tracing::level_filters::LevelFilter::from(options.log_level))
         .with_writer(std::io::stderr)
@@ -24,9 +49,16 @@ fn main() -> ExitCode {
         .init();
     match launch::run(options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            let _ = writeln!(std::io::stderr(), "ringserve: {message}");
-            ExitCode::FAILURE
-        }
+        Err(message) => fail(&message),
     }
+}
+
+fn fail(message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "ringserve: {message}");
+    ExitCode::FAILURE
+}
+
+/// Nobody need read it.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
