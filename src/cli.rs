@@ -1,4 +1,4 @@
-//! The command line: [`Args`] as typed, [`Options`] as meant.
+//! The command line: [`Args`] as typed, [`Command`] as meant.
 //!
 //! A flag on the command line wins over its environment variable `SERVER_<FLAG>`, and that over the default.
 //! The bare `PORT`, which some platforms set, comes last of all, above only the default.
@@ -14,7 +14,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, Value
 use crate::compare;
 use crate::content::Symlinks;
 use crate::content::site::Rules;
+use crate::doctor::{self, seccomp};
 use crate::engines::{self, ENGINES, Engine};
+use crate::healthcheck;
 use crate::http::connection::Limits;
 use crate::observe::access_log::Format;
 
@@ -25,23 +27,13 @@ use crate::observe::access_log::Format;
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Args {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<Sub>,
 
-    /// The folder to serve [default: static]
-    #[arg(value_name = "ROOT")]
-    positional_root: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 
-    /// The folder to serve, as a flag or from the environment
-    #[arg(long, value_name = "ROOT", env = "SERVER_ROOT")]
-    root: Option<PathBuf>,
-
-    /// The port; 0 takes any free one and prints it. The environment variable PORT comes after `SERVER_PORT`
-    #[arg(short, long, value_name = "N", env = "SERVER_PORT", default_value_t = 8080)]
-    port: u16,
-
-    /// The address to listen on; `::` is every address, IPv4 ones too
-    #[arg(short = 'a', long, value_name = "ADDR", env = "SERVER_HOST", default_value = "::")]
-    host: String,
+    #[command(flatten)]
+    address: Address,
 
     /// The I/O model: `auto`, or one of those below
     #[arg(short, long, value_name = "NAME", env = "SERVER_ENGINE", default_value = "auto",
@@ -144,22 +136,85 @@ struct Args {
     end_with_parent: Option<i32>,
 }
 
-/// What else there is to do than to serve.
+/// Where the files are, as typed.
+#[derive(Clone, Debug, clap::Args)]
+struct Place {
+    /// The folder to serve [default: static]
+    #[arg(value_name = "ROOT")]
+    positional_root: Option<PathBuf>,
+
+    /// The folder to serve, as a flag or from the environment
+    #[arg(long, value_name = "ROOT", env = "SERVER_ROOT")]
+    root: Option<PathBuf>,
+}
+
+/// Where the clients come to, as typed.
+#[derive(Clone, Debug, clap::Args)]
+struct Address {
+    /// The port; 0 takes any free one and prints it. The environment variable PORT comes after `SERVER_PORT`
+    #[arg(short, long, value_name = "N", env = "SERVER_PORT", default_value_t = 8080)]
+    port: u16,
+
+    /// The address to listen on; `::` is every address, IPv4 ones too
+    #[arg(short = 'a', long, value_name = "ADDR", env = "SERVER_HOST", default_value = "::")]
+    host: String,
+}
+
+/// What else the program can do.
 #[derive(Clone, Debug, Subcommand)]
-enum Command {
+enum Sub {
     Compare(Box<compare::options::Args>),
+
+    /// Say what this kernel and container allow, why not, and how to allow it
+    ///
+    /// Exit codes: 0 where the best engine runs, 3 where only the fallback does, 1 where nothing can serve.
+    Doctor {
+        #[command(flatten)]
+        place: Place,
+
+        #[command(flatten)]
+        address: Address,
+
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+
+        /// Print the seccomp profile that allows io_uring beside the default, and check nothing
+        #[arg(long, value_name = "READER")]
+        seccomp_profile: Option<seccomp::Reader>,
+    },
+
+    /// Ask the server for a page; exit 0 if it answers with anything below 500, else 1
+    Healthcheck {
+        #[command(flatten)]
+        address: Address,
+
+        /// What to ask for
+        #[arg(long, value_name = "PATH", default_value = "/", value_parser = request_path)]
+        path: String,
+
+        /// Time for all of it
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = positive_duration)]
+        timeout: Duration,
+    },
 }
 
-/// What is to be done.
+/// What the program is asked to do.
 #[derive(Clone, Debug)]
-pub enum Task {
-    /// Serve a folder.
+pub enum Command {
+    /// To serve.
     Serve(Box<Options>),
-    /// Compare engines.
+    /// To compare engines.
     Compare(Box<compare::Options>),
+    /// To examine the system.
+    Doctor(doctor::Options),
+    /// To print a seccomp profile.
+    SeccompProfile(seccomp::Reader),
+    /// To ask a server for a sign of life.
+    Healthcheck(healthcheck::Options),
 }
 
-/// Options as meant.
+/// Options for serving, as meant.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder.
@@ -244,45 +299,77 @@ impl From<Level> for tracing::level_filters::LevelFilter {
 ///
 /// # Errors
 /// What is wrong with them, ready to be printed; also `--help` and `--version`, which are no mistakes.
-pub fn parse() -> Result<Task, clap::Error> {
+pub fn parse() -> Result<Command, clap::Error> {
     parse_from(std::env::args_os(), std::env::var_os("PORT"))
 }
 
-fn parse_from(args: impl IntoIterator<Item = OsString>, port: Option<OsString>) -> Result<Task, clap::Error> {
+fn parse_from(
+    args: impl IntoIterator<Item = OsString>,
+    port: Option<OsString>,
+) -> Result<Command, clap::Error> {
     let matches = Args::command().try_get_matches_from(args)?;
     let mut args = Args::from_arg_matches(&matches)?;
-    if let Some(Command::Compare(args)) = args.command {
-        return Ok(Task::Compare(Box::new(args.into_options())));
+    let port = port.filter(|port| !port.is_empty());
+    let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
+    match args.command.take() {
+        None => Ok(Command::Serve(Box::new(args.into_options(&matches, port)?))),
+        Some(Sub::Compare(args)) => Ok(Command::Compare(Box::new(args.into_options()))),
+        Some(Sub::Doctor { seccomp_profile: Some(reader), .. }) => Ok(Command::SeccompProfile(reader)),
+        Some(Sub::Doctor { place, mut address, json, seccomp_profile: None }) => {
+            address.heed(port, inner)?;
+            let root = place.root(inner)?;
+            let workers = args.workers.map(usize::from);
+            let Address { host, port } = address;
+            Ok(Command::Doctor(doctor::Options { root, host, port, workers, json }))
+        }
+        Some(Sub::Healthcheck { mut address, path, timeout }) => {
+            address.heed(port, inner)?;
+            let Address { host, port } = address;
+            Ok(Command::Healthcheck(healthcheck::Options { host, port, path, timeout }))
+        }
     }
-    if let Some(port) = port.filter(|port| !port.is_empty())
-        && matches.value_source("port") == Some(ValueSource::DefaultValue)
-    {
-        args.port = port.to_str().and_then(|port| port.parse().ok()).ok_or_else(|| {
-            let message = format!(
-                "invalid value '{port}' in the environment variable PORT: not a port number",
-                port = port.display()
-            );
-            usage(ErrorKind::ValueValidation, &message)
-        })?;
+}
+
+impl Place {
+    fn root(self, matches: &ArgMatches) -> Result<PathBuf, clap::Error> {
+        let root_is_typed = matches.value_source("root") == Some(ValueSource::CommandLine);
+        match (self.positional_root, self.root) {
+            (Some(_), Some(_)) if root_is_typed => {
+                let message = "the root is given twice, as ROOT and as --root; leave one of them out";
+                Err(usage(ErrorKind::ArgumentConflict, message))
+            }
+            (Some(root), _) | (None, Some(root)) => Ok(root),
+            (None, None) => Ok(PathBuf::from("static")),
+        }
     }
-    args.into_options(&matches).map(|options| Task::Serve(Box::new(options)))
+}
+
+impl Address {
+    /// Takes the bare `PORT` where no other port is given.
+    fn heed(&mut self, port: Option<OsString>, matches: &ArgMatches) -> Result<(), clap::Error> {
+        if let Some(port) = port
+            && matches.value_source("port") == Some(ValueSource::DefaultValue)
+        {
+            self.port = port.to_str().and_then(|port| port.parse().ok()).ok_or_else(|| {
+                let message = format!(
+                    "invalid value '{port}' in the environment variable PORT: not a port number",
+                    port = port.display()
+                );
+                usage(ErrorKind::ValueValidation, &message)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 impl Args {
-    fn into_options(self, matches: &ArgMatches) -> Result<Options, clap::Error> {
-        let root_is_typed = matches.value_source("root") == Some(ValueSource::CommandLine);
-        let root = match (self.positional_root, self.root) {
-            (Some(_), Some(_)) if root_is_typed => {
-                let message = "the root is given twice, as ROOT and as --root; leave one of them out";
-                return Err(usage(ErrorKind::ArgumentConflict, message));
-            }
-            (Some(root), _) | (None, Some(root)) => root,
-            (None, None) => PathBuf::from("static"),
-        };
+    fn into_options(mut self, matches: &ArgMatches, port: Option<OsString>) -> Result<Options, clap::Error> {
+        self.address.heed(port, matches)?;
+        let root = self.place.root(matches)?;
         Ok(Options {
             root,
-            port: self.port,
-            host: self.host,
+            port: self.address.port,
+            host: self.address.host,
             engine: self.engine,
             workers: self.workers.map(usize::from),
             limits: Limits {
@@ -412,6 +499,13 @@ fn index_file(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
+fn request_path(path: &str) -> Result<String, String> {
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("a path begins with a slash and has printable ASCII characters only".into());
+    }
+    Ok(path.to_owned())
+}
+
 fn field_value(value: &str) -> Result<String, String> {
     let value = value.trim();
     if value.is_empty() || value.len() > 1024 || !value.bytes().all(|b| matches!(b, b' '..=b'~')) {
@@ -424,23 +518,26 @@ fn field_value(value: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn parsed(args: &[&str], port: Option<&str>) -> Result<Options, String> {
+    fn command(args: &[&str], port: Option<&str>) -> Result<Command, String> {
         let args = ["ringserve"].iter().chain(args).map(OsString::from);
-        match parse_from(args, port.map(OsString::from)) {
-            Ok(Task::Serve(options)) => Ok(*options),
-            Ok(Task::Compare(_)) => Err("a comparison".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        parse_from(args, port.map(OsString::from)).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_folder_may_be_called_as_a_command_is() {
-        assert_eq!(parsed(&["compare"], None).unwrap_err(), "a comparison");
+        assert!(matches!(command(&["compare"], None), Ok(Command::Compare(_))));
         for args in [&["./compare"][..], &["-p", "80", "compare"], &["--", "compare"], &["--root", "compare"]]
         {
             assert!(parsed(args, None).unwrap().root.ends_with("compare"), "{args:?}");
         }
         assert_eq!(parsed(&["help"], None).unwrap().root, PathBuf::from("help"));
+    }
+
+    fn parsed(args: &[&str], port: Option<&str>) -> Result<Options, String> {
+        match command(args, port)? {
+            Command::Serve(options) => Ok(*options),
+            other => panic!("{args:?} is read as {other:?}"),
+        }
     }
 
     #[test]
@@ -510,6 +607,25 @@ mod tests {
         assert_eq!(parsed(&[], Some("81")).unwrap().port, 81);
         assert_eq!(parsed(&["-p", "82"], Some("81")).unwrap().port, 82);
         assert!(parsed(&[], Some("http")).unwrap_err().contains("PORT"));
+    }
+
+    #[test]
+    fn subcommands_read_root_and_address_as_the_server_does() {
+        let doctor = |args: &[&str], port| match command(args, port) {
+            Ok(Command::Doctor(options)) => options,
+            other => panic!("{args:?} is read as {other:?}"),
+        };
+        assert_eq!(doctor(&["doctor"], None).root, PathBuf::from("static"));
+        let options = doctor(&["doctor", "x", "-p", "82", "--json"], Some("81"));
+        assert_eq!((options.root, options.port, options.json), (PathBuf::from("x"), 82, true));
+        let Ok(Command::Healthcheck(options)) = command(&["healthcheck", "--path", "/a"], Some("81")) else {
+            panic!("it is no healthcheck");
+        };
+        assert_eq!((options.port, &*options.host, &*options.path), (81, "::", "/a"));
+        // A folder of that name is still to be had.
+        assert_eq!(parsed(&["./doctor"], None).unwrap().root, PathBuf::from("./doctor"));
+        assert!(command(&["healthcheck", "--path", "a b"], None).unwrap_err().contains("slash"));
+        assert!(command(&["doctor", "x", "--root", "y"], None).unwrap_err().contains("given twice"));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! From options to a running server: listeners, engine threads, and the end.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use crate::cgroup;
 use crate::cli::{EngineChoice, Options};
 use crate::content::Site;
 use crate::content::cache::Budget;
+use crate::content::site::Rules;
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
 use crate::observe::access_log::{self, AccessLog};
@@ -33,7 +36,7 @@ const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
 const DESCRIPTORS_OF_PROCESS: usize = 16;
 /// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
-const DESCRIPTORS_OF_THREAD: usize = 4;
+pub(crate) const DESCRIPTORS_OF_THREAD: usize = 4;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
 /// How long a client who sends nothing is not accepted, about.
@@ -62,9 +65,7 @@ pub fn run(mut options: Options) -> Result<(), String> {
     options.rules.memory_max = cache_size.saturating_mul(2);
     options.rules.memory_files_max = descriptors.for_memory() as u64;
     options.rules.shares_looks = !options.fresh_for.is_zero();
-    let site = Site::open(&options.root, options.rules.clone()).map_err(|error| {
-        format!("cannot serve {}: {error}; give an existing folder", options.root.display())
-    })?;
+    let site = open_site(&options.root, options.rules.clone()).map_err(|obstacle| obstacle.to_string())?;
 
     let board = match &options.counters_file {
         Some(path) => Board::in_file(path).map_err(|error| {
@@ -131,7 +132,9 @@ impl Launcher {
         };
         let admin = self.options.admin.as_deref().map(Admin::bind).transpose()?;
         // A worker that may hold no connection would only leave its clients waiting.
-        let mut listeners = self.bind(self.threads(engine).min(self.connections_max(engine)))?;
+        let count = self.threads(engine).min(self.connections_max(engine));
+        let mut listeners =
+            bind(&self.options.host, self.options.port, count).map_err(|obstacle| obstacle.to_string())?;
         let count = listeners.len();
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
@@ -314,10 +317,9 @@ impl Launcher {
     }
 
     fn threads(&self, engine: &Engine) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         match engine.threads {
             Threads::One | Threads::PerConnection => 1,
-            Threads::PerCore => self.options.workers.unwrap_or_else(cores),
+            Threads::PerCore => self.options.workers.unwrap_or_else(cgroup::cpus),
         }
     }
 
@@ -326,52 +328,6 @@ impl Launcher {
         let possible = self.descriptors.for_connections(own * self.threads(engine));
         let limits = [self.options.connections_max, engine.capabilities.clients_max];
         limits.into_iter().flatten().fold(possible, usize::min)
-    }
-
-    /// One listener for each thread, all on one port. The kernel spreads the clients over them.
-    fn bind(&self, count: usize) -> Result<Vec<TcpListener>, String> {
-        let Options { host, port, .. } = &self.options;
-        let mut address = resolve(host, *port)?;
-        let mut first = listen(address);
-        if let Err(error) = &first
-            && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-            && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
-        {
-            tracing::warn!("IPv6 is off on this machine; listening on 0.0.0.0 instead of ::");
-            address.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            first = listen(address);
-        }
-        let cannot = |error: io::Error| {
-            let advice = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    "another server has it; choose another with --port, or 0 for a free one"
-                }
-                _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                    "raise the limit on descriptors, as in ulimit -n 1024"
-                }
-                io::ErrorKind::PermissionDenied => {
-                    "ports below 1024 want privileges; choose another with --port"
-                }
-                _ => "choose an address of this machine with --host",
-            };
-            format!("cannot listen on {address}: {error}; {advice}")
-        };
-        let first = first.map_err(cannot)?;
-        // The first was bound without it, so that a port in use, be it by another ringserve, was an error.
-        if count > 1 {
-            first.set_reuse_port(true).map_err(cannot)?;
-        }
-        first.listen(BACKLOG).map_err(cannot)?;
-        let mut listeners = vec![TcpListener::from(first)];
-        let address = listeners[0].local_addr().map_err(cannot)?;
-        while listeners.len() < count {
-            let socket = socket_for(address).map_err(cannot)?;
-            socket.set_reuse_port(true).map_err(cannot)?;
-            socket.bind(&address.into()).map_err(cannot)?;
-            socket.listen(BACKLOG).map_err(cannot)?;
-            listeners.push(socket.into());
-        }
-        Ok(listeners)
     }
 
     fn announce(&self, engine: &Engine, why: &str, count: usize, address: SocketAddr) {
@@ -385,6 +341,49 @@ impl Launcher {
         // Nobody need read it.
         let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
     }
+}
+
+/// One listener for each thread, all on one port. The kernel spreads the clients over them.
+pub(crate) fn bind(host: &str, port: u16, count: usize) -> Result<Vec<TcpListener>, Obstacle> {
+    let mut address = resolve(host, port)?;
+    let mut first = listen(address);
+    if let Err(error) = &first
+        && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+    {
+        tracing::warn!("IPv6 is off on this machine; listening on 0.0.0.0 instead of ::");
+        address.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        first = listen(address);
+    }
+    let cannot = |error: io::Error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another server has it; choose another with --port, or 0 for a free one"
+            }
+            _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                "raise the limit on descriptors, as in ulimit -n 1024"
+            }
+            io::ErrorKind::PermissionDenied => "ports below 1024 want privileges; choose another with --port",
+            _ => "choose an address of this machine with --host",
+        };
+        Obstacle { cause: format!("cannot listen on {address}: {error}"), advice }
+    };
+    let first = first.map_err(cannot)?;
+    // The first was bound without it, so that a port in use, be it by another ringserve, was an error.
+    if count > 1 {
+        first.set_reuse_port(true).map_err(cannot)?;
+    }
+    first.listen(BACKLOG).map_err(cannot)?;
+    let mut listeners = vec![TcpListener::from(first)];
+    let address = listeners[0].local_addr().map_err(cannot)?;
+    while listeners.len() < count {
+        let socket = socket_for(address).map_err(cannot)?;
+        socket.set_reuse_port(true).map_err(cannot)?;
+        socket.bind(&address.into()).map_err(cannot)?;
+        socket.listen(BACKLOG).map_err(cannot)?;
+        listeners.push(socket.into());
+    }
+    Ok(listeners)
 }
 
 /// How starting the threads has gone.
@@ -481,13 +480,39 @@ fn watch_signals(events: Sender<Event>) -> Result<(), String> {
     sys::release_signals(&ENDING).map_err(cannot)
 }
 
-fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
+/// What keeps a server from starting, and what the user can do about it.
+#[derive(Debug)]
+pub(crate) struct Obstacle {
+    pub(crate) cause: String,
+    pub(crate) advice: &'static str,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}; {}", self.cause, self.advice)
+    }
+}
+
+/// Opens the folder to serve.
+pub(crate) fn open_site(root: &Path, rules: Rules) -> Result<Site, Obstacle> {
+    Site::open(root, rules).map_err(|error| Obstacle {
+        cause: format!("cannot serve {}: {error}", root.display()),
+        advice: match error.kind() {
+            io::ErrorKind::PermissionDenied => "let this user read the folder, as in chmod o+rx",
+            _ => "give an existing folder",
+        },
+    })
+}
+
+/// The address to listen on.
+pub(crate) fn resolve(host: &str, port: u16) -> Result<SocketAddr, Obstacle> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let found = (bare, port).to_socket_addrs().map(|mut addresses| addresses.next());
+    let advice = "give an address or a name with --host";
     match found {
         Ok(Some(address)) => Ok(address),
-        Ok(None) => Err(format!("cannot listen on {host}: the name has no address")),
-        Err(error) => Err(format!("cannot listen on {host}: {error}; give an address or a name with --host")),
+        Ok(None) => Err(Obstacle { cause: format!("cannot find {host}: the name has no address"), advice }),
+        Err(error) => Err(Obstacle { cause: format!("cannot find {host}: {error}"), advice }),
     }
 }
 
@@ -513,7 +538,7 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// The addresses a user can type for one that was bound.
-fn shown_hosts(bound: IpAddr) -> Vec<IpAddr> {
+pub(crate) fn shown_hosts(bound: IpAddr) -> Vec<IpAddr> {
     match bound {
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![Ipv4Addr::LOCALHOST.into()],
@@ -523,14 +548,14 @@ fn shown_hosts(bound: IpAddr) -> Vec<IpAddr> {
 
 /// How the process's descriptors are shared out.
 #[derive(Clone, Copy, Debug)]
-struct Descriptors {
-    limit: usize,
+pub(crate) struct Descriptors {
+    pub(crate) limit: usize,
 }
 
 impl Descriptors {
     /// Raises the soft limit to the hard one (setrlimit(2)), or sets it so that no descriptor is larger than
     /// the engine can do with.
-    fn raise(descriptor_max: Option<usize>) -> Descriptors {
+    pub(crate) fn raise(descriptor_max: Option<usize>) -> Descriptors {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let wanted = match descriptor_max {
             Some(max) => Some(maximum.map_or(max as u64 + 1, |maximum| maximum.min(max as u64 + 1))),
@@ -558,14 +583,15 @@ impl Descriptors {
     }
 
     /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.
-    fn for_connections(self, for_threads: usize) -> usize {
+    pub(crate) fn for_connections(self, for_threads: usize) -> usize {
         let others =
             self.for_cache() + self.for_memory() + self.for_loads() + DESCRIPTORS_OF_PROCESS + for_threads;
         self.limit.saturating_sub(others).max(1)
     }
 }
 
-fn default_cache_size() -> u64 {
+/// Memory for files in bytes, where the user has not said.
+pub(crate) fn default_cache_size() -> u64 {
     cgroup::memory_limit().map_or(CACHE_SIZE, |limit| CACHE_SIZE.min(limit / 4))
 }
 

@@ -1,35 +1,50 @@
-//! The program: an exit code, and nothing else. 0 clean, 2 wrong usage, 130 interrupted, 1 everything else.
+//! The program: an exit code, and nothing else. 0 clean, 2 wrong usage, 1 everything else; `compare` also has
+//! 130, where the user interrupts it, and `doctor` 3, where only the fallback can serve.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use ringserve::cli::{self, Options, Task};
+use ringserve::cli::{self, Command, Options};
 use ringserve::compare::{self, Ended};
-use ringserve::launch;
+use ringserve::doctor::{self, seccomp};
+use ringserve::{healthcheck, launch};
 
 fn main() -> ExitCode {
-    let task = match cli::parse() {
-        Ok(task) => task,
+    let command = match cli::parse() {
+        Ok(command) => command,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
         }
     };
-    let done = match task {
-        Task::Serve(options) => serve(*options).map(|()| ExitCode::SUCCESS),
-        Task::Compare(options) => compare::run(*options).map(|ended| match ended {
-            Ended::Done => ExitCode::SUCCESS,
-            Ended::Interrupted => ExitCode::from(130),
-        }),
-    };
-    done.unwrap_or_else(|message| {
-        let _ = writeln!(std::io::stderr(), "ringserve: {message}");
-        ExitCode::FAILURE
-    })
+    match command {
+        Command::Serve(options) => serve(*options),
+        Command::Compare(options) => match compare::run(*options) {
+            Ok(Ended::Done) => ExitCode::SUCCESS,
+            Ok(Ended::Interrupted) => ExitCode::from(130),
+            Err(message) => fail(&message),
+        },
+        Command::Doctor(options) => {
+            let report = doctor::examine(&options);
+            print(&(if options.json { report.json() } else { report.to_string() } + "\n"));
+            report.exit_code()
+        }
+        Command::SeccompProfile(reader) => {
+            print(&seccomp::profile(reader));
+            ExitCode::SUCCESS
+        }
+        Command::Healthcheck(options) => match healthcheck::run(&options) {
+            Ok(status) => {
+                print(&format!("{status}\n"));
+                ExitCode::SUCCESS
+            }
+            Err(message) => fail(&message),
+        },
+    }
 }
 
-fn serve(options: Options) -> Result<(), String> {
+fn serve(options: Options) -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(tracing::level_filters::LevelFilter::from(options.log_level))
         .with_writer(std::io::stderr)
@@ -38,5 +53,18 @@ fn serve(options: Options) -> Result<(), String> {
         // It would panic where standard error cannot be written.
         .log_internal_errors(false)
         .init();
-    launch::run(options)
+    match launch::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => fail(&message),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "ringserve: {message}");
+    ExitCode::FAILURE
+}
+
+/// Nobody need read it.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

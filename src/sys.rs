@@ -68,6 +68,20 @@ fn mask_signals(how: i32, signals: &[i32]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
+/// The version of Landlock's interface that the kernel has (landlock_create_ruleset(2)).
+///
+/// # Errors
+/// What the call says: `ENOSYS` where the kernel is built without it, `EOPNOTSUPP` where it is switched off.
+pub fn landlock_abi() -> io::Result<u32> {
+    /// LANDLOCK_CREATE_RULESET_VERSION
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag there are no attributes, and nothing is made.
+    let abi = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<libc::c_void>(), 0_usize, VERSION)
+    };
+    u32::try_from(abi).map_err(|_| io::Error::last_os_error())
+}
+
 /// Maps so many numbers that other processes can see: those this one forks, or, where a file is given, all
 /// that map it too. They are zero at first, and never unmapped. The file must be long enough and stay so.
 ///

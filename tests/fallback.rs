@@ -1,67 +1,18 @@
 //! Where io_uring is forbidden: `auto` serves with another engine and says why; the engine that was asked for
 //! by name does not start, and says the same.
-#![allow(unsafe_code)]
 
 use std::io;
-use std::os::unix::process::CommandExt;
 
 use ringserve::engines::AUTO;
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use rustix::process::Signal;
 
+use crate::common::confine::{REFUSALS, filtered, is_permitted_at_all, with_memlock};
 use crate::common::{Setup, Site, numbered_bytes, on_every_engine};
 
 mod common;
 
 /// cachestat(2), Linux 6.5; the same number on every architecture.
 const SYS_CACHESTAT: i64 = 451;
-
-/// The program under a filter of system calls, as container engines set one: this call fails with that error.
-fn filtered(mut setup: Setup, call: i64, errno: i32) -> Setup {
-    let arch = std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows");
-    let forbidden = [(call, Vec::new())].into_iter().collect();
-    let (others, this) = (SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()));
-    let filter = SeccompFilter::new(forbidden, others, this, arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    // SAFETY: between fork and exec the closure makes system calls (prctl, seccomp) and nothing else: the
-    // program was compiled before, and memory is only taken where it fails.
-    unsafe { setup.command.pre_exec(move || apply_filter(&program).map_err(io::Error::other)) };
-    setup
-}
-
-/// The program with so many bytes of memory that may be locked, without the capability that lifts the limit.
-fn with_memlock(mut setup: Setup, bytes: u64) -> Setup {
-    let limit = move || {
-        let rlimit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-        setrlimit(Resource::Memlock, rlimit)?;
-        // Who may not do this has not got the capability in the first place.
-        let _ = remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK);
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes two system calls and takes no memory.
-    unsafe { setup.command.pre_exec(limit) };
-    setup
-}
-
-/// What the kernel refuses: the call, the error, and what of it must be said.
-const REFUSALS: [(i64, i32, &str); 4] = [
-    (libc::SYS_io_uring_setup, libc::EPERM, "io_uring_setup"),
-    (libc::SYS_io_uring_setup, libc::ENOSYS, "io_uring_setup"),
-    (libc::SYS_io_uring_register, libc::EPERM, "REGISTER"),
-    (libc::SYS_io_uring_enter, libc::EPERM, "seccomp"),
-];
-
-/// Whether there is something to forbid.
-fn is_permitted_at_all() -> bool {
-    match (AUTO.0.available)() {
-        Ok(()) => true,
-        Err(refusal) => {
-            println!("skipped: {refusal}");
-            false
-        }
-    }
-}
 
 #[test]
 fn auto_serves_without_io_uring_and_says_why() {

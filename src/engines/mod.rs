@@ -134,6 +134,42 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// One thing that the engine `auto` prefers asks of the kernel, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The system call, operation or flag.
+    pub step: &'static str,
+    /// Whether the engine relies on it; else it only profits.
+    pub needed: bool,
+    /// Whether it was had; if not, who is to blame, as far as can be seen.
+    pub result: Result<(), (Culprit, Refusal)>,
+}
+
+/// Who refuses something to an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// The kernel does not know it, or is built without it.
+    Kernel,
+    /// `kernel.io_uring_disabled`.
+    Sysctl,
+    /// The process's filter of system calls.
+    Seccomp,
+    /// A security module.
+    Module,
+    /// The limit on memory that may be locked.
+    Memlock,
+    /// The limit on descriptors.
+    Descriptors,
+    /// It cannot be seen from inside.
+    Unknown,
+}
+
+/// Tries all that the engine `auto` prefers asks of the kernel, with so many threads. The list ends where it
+/// is refused what it relies on, for the rest cannot be tried then.
+pub fn try_preferred(threads: usize) -> Vec<Trial> {
+    uring::trials(threads)
+}
+
 /// What one engine thread is given.
 pub struct Seat {
     /// Where clients come from. Lent, so that another engine can take over if this one breaks.

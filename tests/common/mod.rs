@@ -15,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 mod client;
+pub mod confine;
 mod server;
 
 #[allow(unused_imports, reason = "as above")]

@@ -47,7 +47,8 @@ use crate::shutdown::Phase;
 
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
-use self::ring::{BUFFER_GROUP, Completion, Ring, Size};
+pub use self::probe::trials;
+use self::ring::{BUFFER_GROUP, Completion, Ring};
 use self::send::{FileBuffers, Message};
 use super::resident::{Resident, take_in_short_spans};
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
@@ -64,8 +65,6 @@ pub const ENGINE: Engine = Engine {
     run,
 };
 
-/// Receive buffers of a thread. They are held only from a completion to its `turn`.
-const BUFFERS: u16 = 256;
 /// Loads in flight at once; it bounds the memory of bodies that are being read.
 const LOADS_MAX: usize = 32;
 /// Empty outboxes kept.
@@ -81,18 +80,7 @@ const CUT_CHECK: Duration = Duration::from_millis(100);
 
 fn run(seat: &mut Seat) -> io::Result<()> {
     let acceptor = Acceptor::new(seat.connections_max, seat.worker.wants_peers());
-    let size = |submissions, completions| Size {
-        submissions,
-        completions,
-        files: acceptor.files(),
-        buffers: BUFFERS,
-        buffer_size: READ_MAX as u32,
-    };
-    let ring = match Ring::new(size(1024, 4096)) {
-        // Little memory may be locked: a smaller ring does, too.
-        Err(refused) if refused.error.raw_os_error() == Some(libc::ENOMEM) => Ring::new(size(256, 1024)),
-        result => result,
-    };
+    let ring = Ring::to_serve(acceptor.files());
     let ring = ring.map_err(|refused| io::Error::other(probe::explain(&refused).to_string()))?;
     if !seat.ready() {
         return Ok(());

@@ -9,13 +9,26 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
-use io_uring::{IoUring, squeue};
+use io_uring::{EnterFlags, IoUring, squeue};
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+use crate::serve::READ_MAX;
 
 use crate::engines::calls;
 use crate::observe::counters::{Counter, Tally};
 
 /// The one group of provided buffers.
 pub const BUFFER_GROUP: u16 = 0;
+/// Receive buffers of an engine thread. They are held only from a completion to its `turn`.
+const BUFFERS: u16 = 256;
+/// The kernel's own threads that may wait for a ring's files at once, and for anything else. Left alone, it
+/// takes up to four for each CPU of the machine, however few of them are ours, and for anything else as many
+/// as the user may have processes; each counts as a process of the container. A disk is kept busy by so many,
+/// which is what `epoll` has helpers; for anything else none is wanted, for sockets are polled.
+const KERNEL_THREADS_MAX: [u32; 2] = [16, 4];
+
+/// The steps of the set-up, in their order. The engine relies on each.
+pub const STEPS: [&str; 3] = ["io_uring_setup", "IORING_REGISTER_FILES2", "IORING_REGISTER_PBUF_RING"];
 
 /// How large a ring is made.
 #[derive(Clone, Copy, Debug)]
@@ -52,19 +65,42 @@ pub struct Refused {
     pub error: io::Error,
 }
 
+/// What makes a ring better and need not be had, and what the kernel said to it.
+pub type Extra = (&'static str, io::Result<()>);
+
 /// An io_uring with direct descriptors and provided buffers, used by the thread that made it.
 pub struct Ring {
     uring: IoUring,
     buffers: Buffers,
+    /// Of every `io_uring_enter` that waits.
+    enter_flags: EnterFlags,
+    extras: Vec<Extra>,
     /// Completions that had to be taken out between two waits.
     early: Vec<Completion>,
     counts: Tally,
 }
 
 impl Ring {
+    /// Makes the ring of an engine thread, with room for so many direct descriptors.
+    pub fn to_serve(files: u32) -> Result<Ring, Refused> {
+        let size = |submissions, completions| Size {
+            submissions,
+            completions,
+            files,
+            buffers: BUFFERS,
+            buffer_size: READ_MAX as u32,
+        };
+        match Ring::new(size(1024, 4096)) {
+            // Little memory may be locked: a smaller ring does, too.
+            Err(refused) if refused.error.raw_os_error() == Some(libc::ENOMEM) => Ring::new(size(256, 1024)),
+            result => result,
+        }
+    }
+
     /// Makes a ring.
     pub fn new(size: Size) -> Result<Ring, Refused> {
-        let refused = |step| move |error| Refused { step, error };
+        let [setup, register_files, register_buffers] =
+            STEPS.map(|step| move |error| Refused { step, error });
         let build = |no_sqarray: bool| {
             let mut builder = IoUring::builder();
             // One thread submits and reaps. Completions are worked off when it asks for them, not by
@@ -76,23 +112,44 @@ impl Ring {
             }
             builder.build(size.submissions)
         };
-        let uring = match build(true) {
+        let (uring, no_sqarray) = match build(true) {
             // Linux before 6.6 knows no NO_SQARRAY.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
-            result => result,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (build(false), Err(error)),
+            result => (result, Ok(())),
         };
-        let uring = uring.map_err(refused("io_uring_setup"))?;
-        uring.submitter().register_files_sparse(size.files).map_err(refused("IORING_REGISTER_FILES2"))?;
+        let uring = uring.map_err(setup)?;
+        uring.submitter().register_files_sparse(size.files).map_err(register_files)?;
         let buffers = Buffers::new(size.buffers, size.buffer_size);
         // SAFETY: the entries are `size.buffers` long, page-aligned, and live as long as the ring: both are
-        // fields of
-        // `Ring`, and the ring is dropped first.
+        // fields of `Ring`, and the ring is dropped first.
         unsafe {
             let entries = buffers.entries.as_ptr() as u64;
             uring.submitter().register_buf_ring_with_flags(entries, size.buffers, BUFFER_GROUP, 0)
         }
-        .map_err(refused("IORING_REGISTER_PBUF_RING"))?;
-        Ok(Ring { uring, buffers, early: Vec::new(), counts: Tally::default() })
+        .map_err(register_buffers)?;
+        let mut enter_flags = EnterFlags::GETEVENTS;
+        // A ring that waits for clients waits for no disk, and must not be counted as if it did.
+        let no_iowait = if uring.params().is_feature_no_iowait() {
+            enter_flags |= EnterFlags::NO_IOWAIT;
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        };
+        let extras = vec![
+            ("IORING_SETUP_NO_SQARRAY", no_sqarray),
+            ("IORING_ENTER_NO_IOWAIT", no_iowait),
+            (
+                "IORING_REGISTER_IOWQ_MAX_WORKERS",
+                uring.submitter().register_iowq_max_workers(&mut KERNEL_THREADS_MAX.clone()),
+            ),
+            ("IORING_REGISTER_IOWQ_AFF", keep_near(&uring)),
+        ];
+        Ok(Ring { uring, buffers, enter_flags, extras, early: Vec::new(), counts: Tally::default() })
+    }
+
+    /// What it has beside the necessary, and what it has not; to be asked once.
+    pub fn take_extras(&mut self) -> Vec<Extra> {
+        std::mem::take(&mut self.extras)
     }
 
     /// Queues an operation; submits what is queued if there is no room.
@@ -129,11 +186,16 @@ impl Ring {
     }
 
     fn enter(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
+        let queued = self.uring.submission().len() as u32;
+        let submitter = self.uring.submitter();
         let result = match timeout {
-            None => self.uring.submit_and_wait(1),
+            // SAFETY: what is queued was pushed, so its memory is valid; there is no argument.
+            None => unsafe { submitter.enter::<libc::sigset_t>(queued, 1, self.enter_flags.bits(), None) },
             Some(timeout) => {
                 let time = Timespec::from(timeout);
-                self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+                let flags = (self.enter_flags | EnterFlags::EXT_ARG).bits();
+                // SAFETY: as above; the argument is of the type that EXT_ARG says, and lives across the call.
+                unsafe { submitter.enter(queued, 1, flags, Some(&SubmitArgs::new().timespec(&time))) }
             }
         };
         self.entered(&result);
@@ -193,6 +255,19 @@ impl Ring {
     pub fn give_back(&mut self, id: u16) {
         self.buffers.provide(id);
     }
+}
+
+/// Keeps the kernel's threads of this ring on the CPUs of this thread. Linux before 6.12 would let them leave
+/// the control group's cpuset; later ones know the cpuset but not a mask set by `taskset` or a runtime.
+fn keep_near(uring: &IoUring) -> io::Result<()> {
+    let ours = sched_getaffinity(None)?;
+    // SAFETY: a plain C struct, for which all zeros is the empty set.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| ours.is_set(cpu)) {
+        // SAFETY: the function writes within the set for any number below its size, which this is.
+        unsafe { libc::CPU_SET(cpu, &mut cpus) };
+    }
+    uring.submitter().register_iowq_aff(&cpus)
 }
 
 /// Receive buffers and the ring of entries through which the kernel is given them
@@ -268,4 +343,70 @@ impl Drop for Buffers {
 fn allocate(layout: Layout) -> NonNull<u8> {
     // SAFETY: no layout here has size 0.
     NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    use io_uring::opcode;
+    use io_uring::types::Fd;
+    use rustix::thread::{gettid, sched_setaffinity};
+
+    use crate::engines::uring::probe;
+
+    /// The kernel's threads for a ring of the thread of that id, as `/proc/self/task` shows them.
+    fn kernel_threads(of: i32) -> Vec<String> {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let read = |name: &str, task: &fs::DirEntry| fs::read_to_string(task.path().join(name));
+        tasks
+            .filter_map(|task| {
+                let task = task.unwrap();
+                let name = read("comm", &task).ok()?;
+                (name.trim() == format!("iou-wrk-{of}")).then(|| read("status", &task).ok())?
+            })
+            .collect()
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_few_and_stay_on_our_cpus() {
+        if let Err(refusal) = probe::available() {
+            println!("skipped: {refusal}");
+            return;
+        }
+        // In a thread of its own, for the affinity is not given back.
+        let of_one_cpu = std::thread::spawn(|| {
+            let all = sched_getaffinity(None).unwrap();
+            let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| all.is_set(cpu)).unwrap();
+            let mut one = CpuSet::new();
+            one.set(last);
+            sched_setaffinity(None, &one).unwrap();
+            let mut ring =
+                Ring::new(Size { submissions: 64, completions: 256, files: 4, buffers: 2, buffer_size: 64 })
+                    .unwrap();
+            let pair: Vec<_> =
+                (0..64).map(|_| std::os::unix::net::UnixStream::pair().expect("a pair of sockets")).collect();
+            // A shutdown is always left to such a thread, whatever the socket.
+            for (one, _) in &pair {
+                let entry = opcode::Shutdown::new(Fd(one.as_raw_fd()), libc::SHUT_WR).build();
+                // SAFETY: a shutdown points to nothing.
+                unsafe { ring.push(&entry) }.unwrap();
+            }
+            let mut completions = Vec::new();
+            while completions.len() < pair.len() {
+                let mut more = Vec::new();
+                ring.wait(Some(Duration::from_secs(1)), &mut more).unwrap();
+                assert!(!more.is_empty());
+                completions.extend(more);
+            }
+            (last, kernel_threads(gettid().as_raw_nonzero().get()))
+        });
+        let (cpu, threads) = of_one_cpu.join().unwrap();
+        assert!(!threads.is_empty() && threads.len() <= KERNEL_THREADS_MAX[0] as usize, "{threads:?}");
+        for status in threads {
+            let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed_list:"));
+            assert_eq!(allowed.map(|line| line[18..].trim()), Some(&*cpu.to_string()));
+        }
+    }
 }

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use io_uring::opcode;
 use io_uring::types::{Fd, Fixed};
+use io_uring::{opcode, squeue};
 
 use crate::engines::calls;
 use crate::engines::calls::counted;
@@ -201,8 +201,7 @@ impl Loop<'_> {
 
     /// A send is stuck. Whether the client takes anything is seen in the socket's queue.
     pub(super) fn ask_queued(&mut self, key: Key) -> io::Result<()> {
-        let entry = opcode::UringCmd16::new(Fixed(key.index), SOCKET_URING_OP_SIOCOUTQ).build();
-        self.submit(key, Operation::Queued, entry)
+        self.submit(key, Operation::Queued, ask_queued(Fixed(key.index)))
     }
 
     pub(super) fn queued(&mut self, key: Key, result: i32) -> io::Result<()> {
@@ -214,12 +213,7 @@ impl Loop<'_> {
             self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
             self.send(key)
         } else {
-            let level = libc::SOL_SOCKET as u32;
-            let value = (&raw const calls::NO_LINGER).cast();
-            let length = size_of::<libc::linger>() as u32;
-            let option = libc::SO_LINGER as u32;
-            let entry = opcode::SetSockOpt::new(Fixed(key.index), level, option, value, length).build();
-            self.submit(key, Operation::Abandon, entry)
+            self.submit(key, Operation::Abandon, abandon(Fixed(key.index)))
         }
     }
 
@@ -227,6 +221,18 @@ impl Loop<'_> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
     }
+}
+
+/// Asks how much is in a socket's own queue.
+pub(super) fn ask_queued(socket: Fixed) -> squeue::Entry {
+    opcode::UringCmd16::new(socket, SOCKET_URING_OP_SIOCOUTQ).build()
+}
+
+/// Has the close of a socket drop what is in its queue.
+pub(super) fn abandon(socket: Fixed) -> squeue::Entry {
+    let (level, option) = (libc::SOL_SOCKET as u32, libc::SO_LINGER as u32);
+    let value = (&raw const calls::NO_LINGER).cast();
+    opcode::SetSockOpt::new(socket, level, option, value, size_of::<libc::linger>() as u32).build()
 }
 
 /// Of every send. None waits inside the kernel: to a client that has ended its own side it would spin there,
@@ -250,7 +256,7 @@ impl Message {
             *into = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
         }
         message.header.msg_iov = message.slices.as_mut_ptr();
-        message.header.msg_iovlen = slices.len();
+        message.header.msg_iovlen = slices.len() as _;
         message
     }
 }
