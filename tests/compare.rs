@@ -103,15 +103,15 @@ fn a_comparison_is_saved_and_drawn_anew() {
 #[test]
 fn short_connections_pipelines_rates_and_cold_files_make_no_errors() {
     for args in [
-        "--keep-alive off --connections 4 --sizes 16KiB",
-        "--pipeline 8 --connections 4 --sizes 0,1KiB",
-        "--rate 300 --connections 4 --sizes 1KiB --keep-alive on",
-        "--connections 4 --sizes 3MiB --keep-alive on",
-        "--connections 4 --sizes 1KiB --keep-alive on --cold",
+        "--engines all --keep-alive off --connections 4 --sizes 16KiB",
+        "--engines all --pipeline 8 --connections 4 --sizes 0,1KiB --keep-alive on",
+        "--engines epoll,tokio --rate 300 --connections 4 --sizes 1KiB --keep-alive on",
+        "--engines processes,epoll --connections 4 --sizes 3MiB --keep-alive on",
+        "--engines blocking,epoll --connections 4 --sizes 1KiB --keep-alive on --cold",
     ] {
         let folder = TempDir::new().unwrap();
         let out = folder.path().display();
-        good(&format!("--engines all --duration 150ms --rounds 1 {args} --output {out}"));
+        good(&format!("--duration 150ms --rounds 1 {args} --output {out}"));
         for run in samples(folder.path())["runs"].as_array().unwrap() {
             assert!(run["requests"].as_u64().unwrap() > 0, "{args}: {run}");
             // An engine for one client has no room for the hot one.
