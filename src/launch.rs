@@ -579,7 +579,7 @@ impl Descriptors {
 
     /// Files that are being loaded.
     fn for_loads(self) -> usize {
-        (self.limit / 8).clamp(2, 512)
+        (self.limit / 8).min(32).max(self.limit / 64).max(2)
     }
 
     /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.

@@ -76,8 +76,16 @@ impl Processes {
         let second = rustix::param::clock_ticks_per_second() as f64;
         let mut usage = Usage::default();
         for stat in self.stats() {
-            usage.user += stat.user_ticks as f64 / second;
-            usage.system += stat.system_ticks as f64 / second;
+            let [user, system, ended_user, ended_system] =
+                [stat.user_ticks, stat.system_ticks, stat.ended_user_ticks, stat.ended_system_ticks]
+                    .map(|ticks| ticks as f64 / second);
+            // Each process's time is shown in whole ticks, and of many that live for a moment not much would
+            // be left. The scheduler knows the sum exactly, though only of threads that live.
+            let shown = user + system;
+            let exact = run_time(stat.id).max(shown);
+            let scale = if shown > 0.0 { exact / shown } else { 0.0 };
+            usage.user += user * scale + ended_user;
+            usage.system += exact - user * scale + ended_system;
             usage.involuntary += involuntary_switches(stat.id);
         }
         usage
@@ -108,9 +116,11 @@ impl Processes {
 struct Stat {
     id: i32,
     group: i32,
-    /// Of itself and of children that have ended.
     user_ticks: u64,
     system_ticks: u64,
+    /// Of children that have ended.
+    ended_user_ticks: u64,
+    ended_system_ticks: u64,
 }
 
 impl Stat {
@@ -124,8 +134,10 @@ impl Stat {
         Some(Stat {
             id,
             group: fields.get(5 - 3)?.parse().ok()?,
-            user_ticks: number(14)? + number(16)?,
-            system_ticks: number(15)? + number(17)?,
+            user_ticks: number(14)?,
+            system_ticks: number(15)?,
+            ended_user_ticks: number(16)?,
+            ended_system_ticks: number(17)?,
         })
     }
 }
@@ -137,6 +149,16 @@ fn stat_of(id: i32) -> Option<Stat> {
 fn all_ids() -> impl Iterator<Item = i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes.filter_map(|process| process.file_name().to_str()?.parse().ok())
+}
+
+/// Seconds that the threads of a process have run, of those that live.
+fn run_time(id: i32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let times = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    });
+    times.sum::<u64>() as f64 / 1e9
 }
 
 fn involuntary_switches(id: i32) -> u64 {
@@ -174,8 +196,10 @@ mod tests {
     #[test]
     fn a_name_may_hold_anything() {
         let text = "42 (a) b (c) S 1 40 40 0 -1 4194304 1 2 3 4 100 20 3 4 20 0 1 0 5 6 7";
-        let wanted = Stat { id: 42, group: 40, user_ticks: 103, system_ticks: 24 };
-        assert_eq!(Stat::parse(text), Some(wanted));
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.id, stat.group), (42, 40));
+        assert_eq!((stat.user_ticks, stat.system_ticks), (100, 20));
+        assert_eq!((stat.ended_user_ticks, stat.ended_system_ticks), (3, 4));
         assert_eq!(Stat::parse("42 (x) S 1"), None);
         assert_eq!(Stat::parse(""), None);
     }
@@ -212,7 +236,7 @@ mod tests {
         let processes = Processes::These(vec![own]);
         assert!(processes.memory().unwrap() > 100_000);
         let spent = processes.usage() - Usage::default();
-        assert!(spent.cpu() >= 0.0);
+        assert!(spent.cpu() > 0.0 && spent.user >= 0.0 && spent.system >= 0.0);
         assert!(load_average() >= 0.0);
     }
 }
