@@ -23,7 +23,7 @@ use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
 use crate::observe::access_log::{self, AccessLog};
 use crate::observe::admin::Admin;
-use crate::observe::counters::Board;
+use crate::observe::counters::{Board, Counter};
 use crate::observe::metrics::Overview;
 use crate::serve::Worker;
 use crate::shutdown::{ENDING, Phase, Shutdown};
@@ -410,6 +410,7 @@ fn run_seat(engine: &'static Engine, mut seat: Seat, gate: &Gate, events: &Sende
         && seat.shutdown.phase() == Phase::Serving
     {
         tracing::error!("engine {} broke: {error}; this worker goes on with {}", engine.name, AUTO.1.name);
+        seat.worker.tally.add(Counter::EngineFailures, 1);
         result = run(AUTO.1, &mut seat);
     }
     let result = result.map_err(|error| format!("the engine {} broke: {error}", engine.name));

@@ -59,6 +59,27 @@ fn it_tells_what_was_counted() {
 }
 
 #[test]
+fn it_tells_how_many_clients_there_are() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let server = Server::start(engine, &site, &["--admin", "127.0.0.1:0"]);
+        let port = admin_port(&server);
+        let clients_max = engine.capabilities.clients_max.unwrap_or(3).min(3);
+        let mut clients: Vec<_> = (0..clients_max).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            assert_eq!(client.get("/a.txt").status, 200);
+        }
+        let open = || metric(port, "ringserve_connections_open");
+        eventually("all are open", || open() == clients_max as u64);
+        clients.pop();
+        eventually("one less", || open() == clients_max as u64 - 1);
+        drop(clients);
+        eventually("none", || open() == 0);
+        assert_eq!(metric(port, "ringserve_connections_total"), clients_max as u64);
+    });
+}
+
+#[test]
 fn it_is_not_ready_from_the_signal_on_and_yet_clients_are_served() {
     on_every_engine(|engine| {
         let site = Site::with(&[("a.txt", "alpha\n")]);

@@ -25,11 +25,13 @@ use crate::serve::Worker;
 
 thread_local! {
     static MADE: Cell<u64> = const { Cell::new(0) };
+    static ENDED: Cell<u64> = const { Cell::new(0) };
 }
 
 /// To be called before an engine's loop waits: what was counted in this turn is to be seen by others.
 pub fn publish(worker: &mut Worker) {
     worker.tally.add(Counter::SystemCalls, taken());
+    worker.tally.add(Counter::ConnectionsEnded, ENDED.take());
     worker.tally.publish();
 }
 
@@ -42,6 +44,12 @@ pub fn add(calls: u64) {
 /// What this thread has counted since it was last asked.
 pub fn taken() -> u64 {
     MADE.take()
+}
+
+/// So many connections of this thread have ended.
+#[inline]
+pub fn connections_ended(number: usize) {
+    ENDED.set(ENDED.get() + number as u64);
 }
 
 /// Makes a call, and counts it.

@@ -238,6 +238,7 @@ impl Drop for Session {
     /// Its socket is closed with it.
     fn drop(&mut self) {
         calls::closed();
+        calls::connections_ended(1);
     }
 }
 

@@ -107,6 +107,10 @@ impl<D> Drop for Place<D> {
     fn drop(&mut self) {
         self.0.clients.set(self.0.clients.get() - 1);
         self.0.left.notify_one();
+        // Nobody else may have a turn for long.
+        if let Ok(mut worker) = self.0.worker.try_borrow_mut() {
+            calls::publish(&mut worker);
+        }
     }
 }
 

@@ -143,6 +143,7 @@ async fn accept_all(listener: &TcpListener, clients_max: usize, room: &Rc<Room<S
                 spawn(async move {
                     serve(&room, stream, peer).await;
                     calls::closed();
+                    calls::connections_ended(1);
                     drop(place);
                 });
             }

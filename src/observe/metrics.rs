@@ -68,7 +68,11 @@ impl Collector for Overview {
                 ("reason", &*self.why),
                 ("version", env!("CARGO_PKG_VERSION")),
             ])?;
+        // In this order, so that nobody is counted as ended and not as accepted.
+        let ended = self.board.total(Counter::ConnectionsEnded);
+        let open = self.board.total(Counter::Connections).saturating_sub(ended);
         let gauges = [
+            ("connections_open", "Connections at this moment.", open),
             ("ready", "Whether new clients should be sent here.", u64::from(self.is_ready())),
             ("workers", "Threads that serve.", self.workers as u64),
             ("body_memory_bytes", "Memory of bodies, cached or being sent.", self.site.ledger().alive()),
@@ -105,6 +109,8 @@ mod tests {
         let board = Board::new().unwrap();
         board.tally(0).add(Counter::Answered4xx, 3);
         board.tally(1).add(Counter::Loads, 2);
+        board.tally(1).add(Counter::Connections, 7);
+        board.tally(0).add(Counter::ConnectionsEnded, 4);
         let overview = Overview {
             engine: "name",
             why: "it was \"asked for\"\nand more".into(),
@@ -121,6 +127,8 @@ mod tests {
             "ringserve_answers_total{class=\"4xx\"} 3\n",
             "ringserve_answers_total{class=\"2xx\"} 0\n",
             "ringserve_loads_total 2\n",
+            "ringserve_connections_open 3\n",
+            "ringserve_connections_total 7\n",
             "# TYPE ringserve_loads counter\n",
         ] {
             assert_eq!(text.matches(line).count(), 1, "{line} in {text}");

@@ -289,7 +289,7 @@ impl Loop<'_> {
             Operation::Shutdown => self.carry_out(key, Want::Read),
             Operation::Close => {
                 self.slots[key.index as usize] = None;
-                self.connections -= 1;
+                self.connection_ended();
                 self.acceptor.connection_ended();
                 Ok(())
             }
@@ -594,11 +594,16 @@ impl Loop<'_> {
         if let Some(slot) = &self.slots[at] {
             // On some kernels a descriptor is given out again before the completion of its close is seen.
             debug_assert_eq!(slot.in_flight, Some(Operation::Close), "a descriptor was given out twice");
-            self.connections -= 1;
+            self.connection_ended();
         }
         self.slots[at] = Some(Box::new(slot));
         self.connections += 1;
         self.carry_out(Key { index, generation: self.generation }, want)
+    }
+
+    fn connection_ended(&mut self) {
+        self.connections -= 1;
+        calls::connections_ended(1);
     }
 }
 
@@ -607,6 +612,7 @@ impl Drop for Loop<'_> {
     /// some time after the ring is closed; so the memory it works on must stay where it is, and is given up
     /// instead of freed.
     fn drop(&mut self) {
+        calls::connections_ended(self.connections);
         if self.connections > 0 || self.acceptor.is_in_flight() {
             // These are not the ring's: they would keep clients waiting for ever.
             for slot in self.slots.iter_mut().flatten() {
