@@ -275,8 +275,8 @@ impl Launcher {
                 }
                 Ok(Event::Ready | Event::Refused(..)) => {}
                 Err(_) if self.shutdown.is_cut() => {
-                    // Most likely the kernel does not give it back, as it does where a disk hangs. Whoever has
-                    // asked for the end is not to wait for that as well.
+                    // Most likely the kernel does not give it back, as where a disk hangs. Whoever has asked
+                    // for the end is not to wait for that as well.
                     tracing::warn!("{running} of {count} workers have not ended; ending without them");
                     break;
                 }

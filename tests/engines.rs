@@ -95,8 +95,8 @@ fn no_child_is_left_unreaped() {
     });
 }
 
-/// Where SIGCHLD is ignored, as a supervisor may leave it, the kernel forgets children by itself, and a server
-/// that counts on being told of their ends would wait for them for ever.
+/// Where SIGCHLD is ignored, as a supervisor may leave it, the kernel forgets children by itself, and a
+/// server that counts on being told of their ends would wait for them for ever.
 #[test]
 fn a_server_knows_of_its_childrens_ends_though_it_inherits_that_they_are_ignored() {
     if Setup::ignoring_children().arg("--version").try_run().is_none() {
@@ -114,9 +114,9 @@ fn a_server_knows_of_its_childrens_ends_though_it_inherits_that_they_are_ignored
     });
 }
 
-/// A worker whom the kernel does not give back, as where a disk hangs, keeps nobody from ending the server. To
-/// shut a socket down stands for the disk: most engines do so to their listener as the first thing of the end.
-/// That the process ends before the call does cannot be seen here, for strace holds it until then.
+/// A worker whom the kernel does not give back, as where a disk hangs, keeps nobody from ending the server.
+/// To shut a socket down stands for the disk: most engines do so to their listener as the first thing of the
+/// end. That the process ends before the call does cannot be seen here, for strace holds it until then.
 #[test]
 fn a_worker_that_is_stuck_is_not_waited_for() {
     const CALL: &str = "shutdown";

@@ -576,7 +576,8 @@ mod tests {
         assert_eq!(all(&samples, false), "");
         assert_eq!(
             ties(&groups(&samples))[0],
-            "1 KiB to 64 clients: the 99th percentile of latency (uring and epoll) and memory (uring and epoll)."
+            "1 KiB to 64 clients: the 99th percentile of latency (uring and epoll) and memory (uring and \
+             epoll)."
         );
         assert!(page(&samples).contains("It loses nowhere") && page(&samples).contains("Nor where it makes"));
         for run in samples.runs.iter_mut().filter(|run| run.target == "epoll") {

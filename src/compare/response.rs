@@ -4,8 +4,8 @@
 //! not whole yet; of bodies it counts the bytes. Whoever reads a connection may throw bytes of a body away
 //! unseen, and tells it with [`Parser::discard`].
 //!
-//! A server under load says the same head thousands of times, down to the last byte, until its clock has moved
-//! on by a second. So the last one is kept ([`Known`]): to compare bytes costs a tenth of reading them.
+//! A server under load says the same head thousands of times, down to the last byte, until its clock has
+//! moved on by a second. So the last one is kept ([`Known`]): to compare bytes costs less than to read them.
 
 /// A head longer than this is taken for a mistake.
 const HEAD_MAX: usize = 64 * 1024;

@@ -193,7 +193,7 @@ impl Subject {
         }
     }
 
-    /// Whether strace is to count what an engine does not see. Cold files are not: they would be cold no more.
+    /// Whether strace is to count what an engine does not see; not with cold files, which are so only once.
     fn wants_strace(&self, case: &Case) -> bool {
         matches!(self, Subject::Engine(engine) if !engine.runtime_counted) && !case.cold
     }

@@ -233,7 +233,8 @@ impl Samples {
         let mut text = String::from(
             "target,family,round,connections,size,keep_alive,pipeline,idle,cold,rate,active,waiting,seconds,\
              requests,errors,bytes,user_seconds,system_seconds,involuntary_switches,memory_bytes,idle_cpu,\
-             system_calls,calls_per_request,calls_source,generator_cpu_seconds,mean_us,p50_us,p90_us,p99_us,p999_us,max_us,hot_p99_us\n",
+             system_calls,calls_per_request,calls_source,generator_cpu_seconds,mean_us,p50_us,p90_us,p99_us,\
+             p999_us,max_us,hot_p99_us\n",
         );
         let optional = |value: Option<String>| value.unwrap_or_default();
         for run in &self.runs {

@@ -109,8 +109,8 @@ impl<'a> Cell<'a> {
         })
     }
 
-    /// System calls per request, and who has counted them: where strace was let look on in some of the rounds,
-    /// the figure is from those.
+    /// System calls per request, and who has counted them: where strace was let look on in some of the
+    /// rounds, the figure is from those.
     pub fn system_calls(&self) -> Option<(Spread, CallSource)> {
         let counts = || self.runs.iter().filter_map(|run| run.calls.as_ref());
         let source = counts().map(|calls| calls.source).min()?;

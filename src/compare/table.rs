@@ -238,8 +238,8 @@ pub fn markdown(samples: &Samples) -> String {
     text
 }
 
-/// All cases beside each other, as Markdown: of each the two figures that say most, of the first one two more,
-/// and where clients are idle what they cost.
+/// All cases beside each other, as Markdown: of each the two figures that say most, of the first one two
+/// more, and where clients are idle what they cost.
 fn overview(groups: &[Group]) -> String {
     let Some(first) = groups.first() else { return String::new() };
     let mut rows: Vec<Vec<String>> = vec![vec!["engine".to_owned()], vec!["---".to_owned()]];
@@ -402,7 +402,8 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "| engine | 1 KiB, 64 clients: req/s | CPU µs | calls | p99 | 800 idle: req/s | CPU µs | idle CPU |"
+            "| engine | 1 KiB, 64 clients: req/s | CPU µs | calls | p99 | 800 idle: req/s | CPU µs | idle \
+             CPU |"
         );
         assert_eq!(lines[2], "| `epoll` | 10,100 | 89.1 | 2.00 | 990µs | - | - | - |");
         assert_eq!(lines.len(), 4);

@@ -1,9 +1,9 @@
 //! What strace(1) counts: the system calls of an engine that does not see all of its own.
 //!
-//! A runtime's calls are its own affair, and so are those by which the C library starts a thread or a process.
-//! An engine built on them counts what it calls itself, and no more. So strace looks on for a moment: it is
-//! attached to the server that was just measured, counts a short load, and lets go again. It slows whatever it
-//! looks at several times over, so that nothing else is taken from that load.
+//! A runtime's calls are its own affair, and so are those by which the C library starts a thread or a
+//! process. An engine built on them counts what it calls itself, and no more. So strace looks on for a
+//! moment: it is attached to the server that was just measured, counts a short load, and lets go again. It
+//! slows whatever it looks at several times over, so that nothing else is taken from that load.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -33,8 +33,8 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Attaches to every thread of these processes, and to all that they start. It shares their cores, so that
-    /// the load is not slowed as well. What it writes goes to the folder.
+    /// Attaches to every thread of these processes, and to all that they start. It shares their cores, so
+    /// that the load is not slowed as well. What it writes goes to the folder.
     ///
     /// # Errors
     /// Why it cannot, in half a sentence.
