@@ -9,7 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+    PTracer, Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, set_ptracer,
+    setrlimit,
 };
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -41,6 +42,8 @@ pub(crate) const DESCRIPTORS_OF_THREAD: usize = 4;
 const CACHE_SIZE: u64 = 256 << 20;
 /// How long a client who sends nothing is not accepted, about.
 const DEFER_SECONDS: i32 = 1;
+/// How long the threads may take to end that have been told to cut what is left.
+const CUT_MAX: Duration = Duration::from_secs(3);
 /// How often is looked whether somebody is left in the doorway.
 const DOORWAY_CHECK: Duration = Duration::from_millis(20);
 
@@ -56,6 +59,9 @@ pub fn run(mut options: Options) -> Result<(), String> {
         if getppid() != Pid::from_raw(parent) {
             return Err(format!("the parent process, {parent}, has ended"));
         }
+        // Whoever has started this server to measure it may have strace look on, which the security module
+        // Yama would otherwise forbid to all but ancestors. Kernels without it do not know the call.
+        let _ = Pid::from_raw(parent).map(|parent| set_ptracer(PTracer::ProcessID(parent)));
     }
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
     let descriptors = Descriptors::raise(match options.engine {
@@ -247,7 +253,9 @@ impl Launcher {
                     // A thread that ends while the others serve has failed; they finish what they have begun.
                     if let Err(error) = result {
                         failure = Some(error);
-                        next_phase = self.drain(&mut doors);
+                        if !self.shutdown.is_cut() {
+                            next_phase = self.drain(&mut doors);
+                        }
                     }
                 }
                 Ok(Event::Signal(signal)) => {
@@ -266,6 +274,12 @@ impl Launcher {
                     };
                 }
                 Ok(Event::Ready | Event::Refused(..)) => {}
+                Err(_) if self.shutdown.is_cut() => {
+                    // Most likely the kernel does not give it back, as where a disk hangs. Whoever has asked
+                    // for the end is not to wait for that as well.
+                    tracing::warn!("{running} of {count} workers have not ended; ending without them");
+                    break;
+                }
                 Err(_) => {
                     next_phase = if let Some((_, Phase::Draining)) = next_phase {
                         self.drain(&mut doors)
@@ -295,7 +309,8 @@ impl Launcher {
         self.shutdown.advance(phase);
         match phase {
             Phase::Draining => Some((Instant::now() + self.options.grace_period, Phase::Cut)),
-            Phase::Serving | Phase::Cut => None,
+            Phase::Cut => Some((Instant::now() + CUT_MAX, Phase::Cut)),
+            Phase::Serving => None,
         }
     }
 

@@ -38,6 +38,13 @@ pub fn survive_file_size_limit() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Has the kernel keep a child that has ended until somebody asks how, as it does unless `SIGCHLD` is ignored
+/// (waitpid(2)). That it is, a process may have inherited.
+pub fn keep_ended_children() {
+    // SAFETY: no handler is set; the default touches nothing of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Keeps signals from the calling thread, and from the threads and processes that it starts: those that come
 /// wait until a thread takes them.
 ///

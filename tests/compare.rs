@@ -121,6 +121,58 @@ fn short_connections_pipelines_rates_and_cold_files_make_no_errors() {
     }
 }
 
+/// An engine whose runtime makes calls of its own is looked at by strace, where there is one; where there is
+/// none, the figure says that it is not all.
+#[test]
+fn calls_that_an_engine_does_not_see_are_counted_by_strace_or_marked() {
+    const ARGS: &str = "--engines processes,epoll,tokio,tokio-uring --connections 4 --sizes 1KiB \
+                        --keep-alive on,off --duration 150ms --rounds 1";
+    let has_strace = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
+    let has_strace = has_strace.is_ok_and(|status| status.success());
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let is_guarded = scope.is_ok_and(|scope| scope.trim() != "0");
+    for with_strace in [true, false] {
+        let folder = TempDir::new().unwrap();
+        let mut command = command(&format!("{ARGS} --output {}", folder.path().display()));
+        if !with_strace {
+            command.env("PATH", "/nowhere");
+        }
+        let output = command.output().unwrap();
+        let printed = text(&output.stdout);
+        assert!(output.status.success(), "{printed}{}", text(&output.stderr));
+        for run in samples(folder.path())["runs"].as_array().unwrap() {
+            let calls = &run["calls"];
+            // What a server forks is open to nobody there, unless he may trace everybody.
+            if run["target"] == "processes" && is_guarded {
+                continue;
+            }
+            let source = match run["target"].as_str().unwrap() {
+                "epoll" => "counted",
+                _ if with_strace && has_strace => "strace",
+                _ => "own calls only: runtime not counted",
+            };
+            assert_eq!(calls["source"], source, "{run}");
+            let per_request = calls["per_request"].as_f64().unwrap();
+            let own = run["counters"]["system_calls"].as_f64().unwrap_or(0.0);
+            let own = own / run["requests"].as_f64().unwrap();
+            match (source, run["case"]["keep_alive"].as_bool().unwrap()) {
+                // The kernel may complete several submissions of tokio-uring in one call.
+                ("strace", true) => assert!((0.05..4.0).contains(&per_request), "{run}"),
+                // A connection takes four calls at the least, and a process many more.
+                ("strace", false) => assert!((3.0..100.0).contains(&per_request), "{run}"),
+                _ => assert!((per_request - own).abs() < 1e-9, "{run}"),
+            }
+        }
+        let (strace, not) =
+            (printed.contains("† counted by strace"), printed.contains("‡ runtime not counted"));
+        assert_eq!(strace, with_strace && has_strace, "{printed}");
+        assert!(not != strace || is_guarded, "{printed}");
+        if !with_strace {
+            assert!(printed.contains("strace is not installed"), "{printed}");
+        }
+    }
+}
+
 #[test]
 fn another_server_is_a_further_row() {
     let site = Site::with(&[("page", "x".repeat(1024))]);
@@ -152,6 +204,8 @@ fn what_is_wrong_is_said_in_one_line() {
         ("--url https://x/".into(), 2, "https"),
         ("--rate 0".into(), 2, "--rate"),
         ("--engines none".into(), 1, "nothing to compare"),
+        ("--engines epoll --keep-alive off --pipeline 8".into(), 1, "want --keep-alive on"),
+        ("--engines epoll --keep-alive off --idle 800".into(), 1, "want --keep-alive on"),
         (format!("{SMALL} --url http://127.0.0.1:1/"), 1, "cannot reach http://127.0.0.1:1/"),
         (format!("{SMALL} --output {file}/x"), 1, "cannot write to"),
         (format!("{SMALL} --output /proc/x"), 1, "cannot write to /proc/x"),

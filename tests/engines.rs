@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringserve::engines::Engine;
 use rustix::process::Signal;
 
-use crate::common::{Client, End, Server, Site, eventually, on_every_engine};
+use crate::common::{Client, End, Server, Setup, Site, eventually, on_every_engine};
 
 mod common;
 
@@ -92,6 +93,52 @@ fn no_child_is_left_unreaped() {
         drop(client);
         server.ends_well();
     });
+}
+
+/// Where SIGCHLD is ignored, as a supervisor may leave it, the kernel forgets children by itself, and a
+/// server that counts on being told of their ends would wait for them for ever.
+#[test]
+fn a_server_knows_of_its_childrens_ends_though_it_inherits_that_they_are_ignored() {
+    if Setup::ignoring_children().arg("--version").try_run().is_none() {
+        println!("skipped: env(1) cannot have a signal ignored");
+        return;
+    }
+    on_every_engine(|engine| {
+        let site = site();
+        let mut server = Setup::ignoring_children().serving(engine.name, &site).start();
+        for _ in 0..5 {
+            assert_eq!(server.ask("GET", "/a.txt", &["Connection: close"]).status, 200);
+        }
+        server.signal(Signal::TERM);
+        server.ends_well();
+    });
+}
+
+/// A worker whom the kernel does not give back, as where a disk hangs, keeps nobody from ending the server.
+/// To shut a socket down stands for the disk: most engines do so to their listener as the first thing of the
+/// end. That the process ends before the call does cannot be seen here, for strace holds it until then.
+#[test]
+fn a_worker_that_is_stuck_is_not_waited_for() {
+    const CALL: &str = "shutdown";
+    if Setup::stuck_in(CALL).arg("--version").try_run().is_none() {
+        println!("skipped: strace is missing, or may not trace");
+        return;
+    }
+    let stuck = AtomicUsize::new(0);
+    on_every_engine(|engine| {
+        let site = site();
+        let mut server = Setup::stuck_in(CALL).serving(engine.name, &site).args(["--workers", "1"]).start();
+        assert_eq!(server.ask("GET", "/a.txt", &["Connection: close"]).status, 200);
+        for _ in 0..2 {
+            server.signal(Signal::TERM);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        server.ends_well();
+        let is_told = server.stderr().contains("1 of 1 workers have not ended; ending without them");
+        stuck.fetch_add(usize::from(is_told), Ordering::Relaxed);
+    });
+    let stuck = stuck.into_inner();
+    assert!(stuck >= 3, "{stuck} engines were stuck");
 }
 
 /// A child that dies takes nobody with it, and is reaped like any other.

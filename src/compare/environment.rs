@@ -10,6 +10,7 @@ use crate::cgroup;
 use super::measure::load_average;
 use super::schedule::size_text;
 use super::server::{Cores, allowed_cores};
+use super::tracer;
 
 /// The machine, and what was asked of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Environment {
     pub limits: Vec<String>,
     /// The load average before the first run.
     pub load: f64,
+    /// The version of strace, where it is installed.
+    #[serde(default)]
+    pub strace: Option<String>,
 }
 
 impl Environment {
@@ -55,6 +59,7 @@ impl Environment {
             mitigations: mitigations(),
             limits: limits(),
             load: load_average(),
+            strace: tracer::version(),
         }
     }
 
@@ -71,6 +76,7 @@ impl Environment {
         vec![
             ("date", self.date.clone()),
             ("version", format!("ringserve {}", self.version)),
+            ("strace", self.strace.clone().unwrap_or_else(|| "not installed".to_owned())),
             ("command line", self.command.join(" ")),
             ("kernel", self.kernel.clone()),
             ("processor", self.cpu.clone()),

@@ -14,7 +14,6 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 // By another name, for `epoll` is an engine's.
 use queue::{EventData, EventFlags};
 use rustix::event::epoll as queue;
@@ -26,7 +25,8 @@ use rustix::time::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::response::{Event, Parser};
+use super::load::{Clients, Outcome, Rhythm, Target};
+use super::response::{Event, Known, Parser};
 use super::schedule::{Pace, Stop};
 
 /// Bytes asked of the kernel at once where they are thrown away. They are never written to.
@@ -60,60 +60,6 @@ const WATCHED: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventF
 /// Stands for the timer where other events have the number of a connection.
 const TIMER: u64 = u64::MAX;
 
-/// What is asked for, and what must come.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The request, to the last byte.
-    pub request: Vec<u8>,
-    /// Bytes of the body.
-    pub length: u64,
-    /// The hash of the body (XXH3, 64 bits), where it is known.
-    pub hash: Option<u64>,
-}
-
-/// Who is connected.
-#[derive(Clone, Copy, Debug)]
-pub struct Clients {
-    /// Clients that ask.
-    pub active: usize,
-    /// Clients that ask once, so that they are accepted, and then never again.
-    pub idle: usize,
-    /// Whether one more asks for the first target a thousand times a second, and is measured by itself.
-    pub hot: bool,
-    /// Requests on their way at once on each connection.
-    pub pipeline: usize,
-    /// Whether a connection carries more than one request.
-    pub keep_alive: bool,
-}
-
-/// What a load has shown.
-#[derive(Debug)]
-pub struct Outcome {
-    /// From the first request to the last response.
-    pub elapsed: Duration,
-    /// Responses that have passed their checks.
-    pub requests: u64,
-    /// Bytes received, heads included.
-    pub bytes: u64,
-    /// Nanoseconds from when a request was due to the end of its response.
-    pub latency: Histogram<u64>,
-    /// The same for the hot client.
-    pub hot: Histogram<u64>,
-    /// Requests that have failed.
-    pub errors: u64,
-    /// What was wrong with the first of them.
-    pub first_error: Option<String>,
-    /// Requests that were due, at a fixed rate, and could not be sent before the end.
-    pub behind: u64,
-    /// CPU time of this thread.
-    pub cpu: Duration,
-}
-
-/// A histogram of nanoseconds, up to ten minutes, with three digits.
-pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(100, 600_000_000_000, 3).expect("the bounds are in order")
-}
-
 /// Clients, connected.
 pub struct Generator<'a> {
     address: SocketAddr,
@@ -123,6 +69,7 @@ pub struct Generator<'a> {
     epoll: OwnedFd,
     timer: OwnedFd,
     connections: Vec<Connection>,
+    known: Known,
     buffer: Vec<u8>,
     events: Vec<queue::Event>,
     scratch: Vec<u8>,
@@ -176,31 +123,6 @@ struct Pending {
     target: usize,
 }
 
-/// Points in time at equal distances.
-#[derive(Clone, Copy, Debug)]
-struct Rhythm {
-    begin: Instant,
-    /// Seconds.
-    distance: f64,
-    passed: u64,
-}
-
-impl Rhythm {
-    fn new(begin: Instant, rate: f64) -> Rhythm {
-        Rhythm { begin, distance: 1.0 / rate, passed: 0 }
-    }
-
-    fn next(&self) -> Instant {
-        self.begin + Duration::from_secs_f64(self.distance * self.passed as f64)
-    }
-
-    fn take(&mut self) -> Instant {
-        let next = self.next();
-        self.passed += 1;
-        next
-    }
-}
-
 impl<'a> Generator<'a> {
     /// Connects all clients, and lets each idle one ask once.
     ///
@@ -230,6 +152,7 @@ impl<'a> Generator<'a> {
             epoll,
             timer,
             connections: kinds.map(|kind| Connection::new(kind, now)).collect(),
+            known: Known::default(),
             buffer: vec![0; DISCARD_MAX],
             events: Vec::with_capacity(1024),
             scratch: Vec::new(),
@@ -517,14 +440,14 @@ impl<'a> Generator<'a> {
 
     /// Takes in `n` bytes of the buffer.
     fn take_in(&mut self, number: usize, n: usize, discard: bool, now: Instant) -> Result<(), String> {
-        let Generator { connections, buffer, targets, outcome, checked, in_flight, .. } = self;
+        let Generator { connections, known, buffer, targets, outcome, checked, in_flight, .. } = self;
         let connection = &mut connections[number];
         let mut input = &buffer[..n];
         if discard {
             connection.parser.discard(n as u64);
             input = &[];
         }
-        while let Some(event) = connection.parser.next(&mut input)? {
+        while let Some(event) = connection.parser.next(known, &mut input)? {
             let Some(&Pending { since, target }) = connection.pending.front() else {
                 return Err("a response to nothing".into());
             };
@@ -716,22 +639,6 @@ impl Connection {
     }
 }
 
-impl Default for Outcome {
-    fn default() -> Outcome {
-        Outcome {
-            elapsed: Duration::ZERO,
-            requests: 0,
-            bytes: 0,
-            latency: histogram(),
-            hot: histogram(),
-            errors: 0,
-            first_error: None,
-            behind: 0,
-            cpu: Duration::ZERO,
-        }
-    }
-}
-
 /// Begins to connect.
 fn open(address: SocketAddr, epoll: &OwnedFd, number: usize, keep_alive: bool) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -755,145 +662,4 @@ fn thread_cpu() -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-
-    /// A server of canned answers: each request, ended by an empty line, gets the next one of `answers`. An
-    /// empty answer closes the connection.
-    fn serve(answers: &'static [&'static str]) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || {
-            let mut next = answers.iter().cycle();
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut seen = Vec::new();
-                let mut room = [0; 4096];
-                'client: while let Ok(n @ 1..) = stream.read(&mut room) {
-                    seen.extend_from_slice(&room[..n]);
-                    while let Some(at) = seen.windows(4).position(|four| four == b"\r\n\r\n") {
-                        seen.drain(..at + 4);
-                        let answer = next.next().unwrap();
-                        if answer.is_empty() || stream.write_all(answer.as_bytes()).is_err() {
-                            break 'client;
-                        }
-                        if answer.contains("close") {
-                            break 'client;
-                        }
-                    }
-                }
-            }
-        });
-        address
-    }
-
-    fn target(body: &str) -> Vec<Target> {
-        vec![Target {
-            request: b"GET / HTTP/1.1\r\nHost: test\r\n\r\n".to_vec(),
-            length: body.len() as u64,
-            hash: Some(xxhash_rust::xxh3::xxh3_64(body.as_bytes())),
-        }]
-    }
-
-    const ONE: Clients = Clients { active: 1, idle: 0, hot: false, pipeline: 1, keep_alive: true };
-    const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
-
-    fn load(answers: &'static [&'static str], clients: Clients, pace: Pace, stop: Stop) -> Outcome {
-        let targets = target("hello");
-        let interrupted = AtomicBool::new(false);
-        Generator::connect(serve(answers), clients, &targets, &interrupted).unwrap().drive(pace, stop)
-    }
-
-    #[test]
-    fn so_many_requests_and_no_more() {
-        for pipeline in [1, 4] {
-            let clients = Clients { pipeline, ..ONE };
-            let outcome = load(&[GOOD], clients, Pace::Closed, Stop::Requests(10));
-            assert_eq!((outcome.requests, outcome.errors), (10, 0), "{:?}", outcome.first_error);
-            assert_eq!(outcome.latency.len(), 10);
-            assert_eq!(outcome.bytes, 10 * GOOD.len() as u64);
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_counted_and_named() {
-        for (answer, part) in [
-            ("HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nhello", "status 404"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhell", "4 bytes instead of 5"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhallo", "not the file's"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: close\r\n\r\nhel", "ended before"),
-            ("", "ended before"),
-        ] {
-            let answers = Box::leak(Box::new([answer]));
-            let outcome = load(answers, ONE, Pace::Closed, Stop::Requests(1));
-            let error = outcome.first_error.unwrap_or_default();
-            assert!(error.contains(part), "{answer:?}: {error}");
-            assert!(outcome.errors > 0);
-        }
-    }
-
-    #[test]
-    fn a_server_that_announces_its_close_makes_no_error() {
-        const LAST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
-        for keep_alive in [true, false] {
-            let clients = Clients { keep_alive, ..ONE };
-            let outcome = load(&[LAST], clients, Pace::Closed, Stop::Requests(5));
-            assert_eq!((outcome.requests, outcome.errors), (5, 0), "{:?}", outcome.first_error);
-        }
-    }
-
-    #[test]
-    fn a_second_load_begins_anew() {
-        const LAST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
-        let clients = Clients { active: 4, keep_alive: false, ..ONE };
-        let targets = target("hello");
-        let interrupted = AtomicBool::new(false);
-        let address = serve(&[LAST]);
-        let mut generator = Generator::connect(address, clients, &targets, &interrupted).unwrap();
-        for _ in 0..50 {
-            let outcome = generator.drive(Pace::Closed, Stop::Requests(9));
-            assert_eq!((outcome.requests, outcome.errors), (9, 0), "{:?}", outcome.first_error);
-        }
-    }
-
-    #[test]
-    fn at_a_fixed_rate_as_many_as_are_due() {
-        let stop = Stop::After(Duration::from_millis(200));
-        let outcome = load(&[GOOD], ONE, Pace::Fixed { rate: 100.0 }, stop);
-        assert_eq!((outcome.requests + outcome.behind, outcome.errors), (20, 0));
-    }
-
-    #[test]
-    fn the_time_that_a_stuck_server_was_not_asked_counts() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let targets = target("hello");
-        let interrupted = AtomicBool::new(false);
-        let address = listener.local_addr().unwrap();
-        let mut generator = Generator::connect(address, ONE, &targets, &interrupted).unwrap();
-        let pace = Pace::Fixed { rate: 100.0 };
-        let outcome = generator.drive(pace, Stop::After(Duration::from_millis(100)));
-        assert_eq!((outcome.requests, outcome.errors, outcome.behind), (0, 1, 9));
-        assert!(outcome.latency.max() >= 80_000_000);
-    }
-
-    #[test]
-    fn nobody_listens() {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let interrupted = AtomicBool::new(false);
-        let targets = target("");
-        let mut generator = Generator::connect(address, ONE, &targets, &interrupted).unwrap();
-        let outcome = generator.drive(Pace::Closed, Stop::Requests(1));
-        assert!(outcome.first_error.unwrap().contains("refused"));
-    }
-
-    #[test]
-    fn idle_clients_are_served_once_and_stay() {
-        let clients = Clients { idle: 1, active: 0, ..ONE };
-        let targets = target("hello");
-        let interrupted = AtomicBool::new(false);
-        let generator = Generator::connect(serve(&[GOOD]), clients, &targets, &interrupted).unwrap();
-        assert_eq!(generator.idle(), 1);
-    }
-}
+mod tests;

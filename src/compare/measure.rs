@@ -91,6 +91,11 @@ impl Processes {
         usage
     }
 
+    /// Their ids, of those that live and have not ended either.
+    pub fn ids(&self) -> Vec<i32> {
+        self.stats().into_iter().filter(|stat| !stat.has_ended).map(|stat| stat.id).collect()
+    }
+
     /// Bytes of memory they hold now; what several share is divided among them.
     pub fn memory(&self) -> Option<u64> {
         let sizes = self.stats().into_iter().map(|stat| {
@@ -116,6 +121,8 @@ impl Processes {
 struct Stat {
     id: i32,
     group: i32,
+    /// Only its parent has not asked yet how.
+    has_ended: bool,
     user_ticks: u64,
     system_ticks: u64,
     /// Of children that have ended.
@@ -134,6 +141,7 @@ impl Stat {
         Some(Stat {
             id,
             group: fields.get(5 - 3)?.parse().ok()?,
+            has_ended: matches!(*fields.first()?, "Z" | "X"),
             user_ticks: number(14)?,
             system_ticks: number(15)?,
             ended_user_ticks: number(16)?,
@@ -162,9 +170,18 @@ fn run_time(id: i32) -> f64 {
 }
 
 fn involuntary_switches(id: i32) -> u64 {
+    statuses(id).filter_map(|status| field(&status, "nonvoluntary_ctxt_switches:")).sum()
+}
+
+/// Who traces each thread of a process (ptrace(2)); 0 for nobody.
+pub fn tracers(id: i32) -> impl Iterator<Item = u64> {
+    statuses(id).filter_map(|status| field(&status, "TracerPid:"))
+}
+
+/// What `/proc` says of each thread of a process.
+fn statuses(id: i32) -> impl Iterator<Item = String> {
     let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
-    let status = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
-    status.filter_map(|status| field(&status, "nonvoluntary_ctxt_switches:")).sum()
+    threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok())
 }
 
 /// The number behind a name, in a file of lines `NAME: NUMBER ...`.
@@ -197,7 +214,8 @@ mod tests {
     fn a_name_may_hold_anything() {
         let text = "42 (a) b (c) S 1 40 40 0 -1 4194304 1 2 3 4 100 20 3 4 20 0 1 0 5 6 7";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.id, stat.group), (42, 40));
+        assert_eq!((stat.id, stat.group, stat.has_ended), (42, 40, false));
+        assert!(Stat::parse(&text.replace(" S ", " Z ")).unwrap().has_ended);
         assert_eq!((stat.user_ticks, stat.system_ticks), (100, 20));
         assert_eq!((stat.ended_user_ticks, stat.ended_system_ticks), (3, 4));
         assert_eq!(Stat::parse("42 (x) S 1"), None);

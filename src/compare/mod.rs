@@ -5,7 +5,8 @@
 //! 1. [`options`]: what is wanted; [`schedule`]: which runs that makes, in which order,
 //! 2. [`site`]: generated files; [`server`]: this same program as a child that serves them; [`url`]: a server
 //!    of somebody else's,
-//! 3. [`generator`]: the load; [`measure`]: what the processes have used meanwhile; [`runner`]: one run,
+//! 3. [`load`] and [`generator`]: the load; [`measure`]: what the processes have used meanwhile; [`tracer`]:
+//!    the system calls that an engine does not see; [`runner`]: one run,
 //! 4. [`samples`]: what was measured, saved after every run, together with its [`environment`],
 //! 5. [`summary`]: medians, spread and doubts, grouped by the engines' families,
 //! 6. [`table`], [`plots`], [`report`], [`against`]: what is shown, drawn from the samples and nothing else.
@@ -14,6 +15,7 @@
 mod against;
 mod environment;
 mod generator;
+mod load;
 mod measure;
 pub mod options;
 mod plots;
@@ -27,6 +29,7 @@ mod server;
 mod site;
 mod summary;
 mod table;
+mod tracer;
 mod url;
 
 use std::fs;

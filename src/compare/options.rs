@@ -51,7 +51,7 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(0..=100_000))]
     idle: Vec<u32>,
 
-    /// Also load files of 1 MiB that are not in the page cache, with a client beside them who asks for one
+    /// Also load files of 2 MiB that are not in the page cache, with a client beside them who asks for one
     /// that is
     #[arg(long)]
     cold: bool,

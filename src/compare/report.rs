@@ -28,6 +28,7 @@ pub fn page(samples: &Samples) -> String {
     let rounds = samples.runs.iter().map(|run| run.round + 1).max().unwrap_or(0);
     let lost = verdicts(&groups, false);
     let won = verdicts(&groups, true);
+    let tied = ties(&groups);
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
@@ -55,9 +56,13 @@ pub fn page(samples: &Samples) -> String {
                         @if !has_completion(&groups) {
                             p { "No engine of that family was measured." }
                         } @else if lost.is_empty() {
-                            p { "Nowhere in this comparison, beyond what rounds differ by." }
+                            p { "It loses nowhere in this comparison, beyond what rounds differ by." }
                         } @else {
                             ul { @for verdict in &lost { li { (verdict) } } }
+                        }
+                        @if !tied.is_empty() {
+                            p { "Nor where it makes no difference beyond what rounds differ by:" }
+                            ul { @for tie in &tied { li { (tie) } } }
                         }
                         @if !won.is_empty() {
                             details {
@@ -303,6 +308,7 @@ fn case_section(group: &Group, open: bool) -> Markup {
             }
         }
         (html_table(&table::table(group)))
+        @for note in table::notes(std::slice::from_ref(group)) { p.note { (note) } }
     };
     html! {
         section {
@@ -357,6 +363,8 @@ struct Metric {
     wants_cores: bool,
     /// What the winner does, in words: `ENGINE {words} than ENGINE`.
     words: &'static str,
+    /// What it is called.
+    name: &'static str,
 }
 
 const METRICS: &[Metric] = &[
@@ -365,74 +373,122 @@ const METRICS: &[Metric] = &[
         more_is_better: true,
         wants_cores: true,
         words: "answers more requests per second",
+        name: "requests per second",
     },
     Metric {
         value: |cell| cell.cpu_total(),
         more_is_better: false,
         wants_cores: false,
         words: "spends less CPU per request",
+        name: "CPU per request",
     },
     Metric {
         value: |cell| cell.latency(|latency| latency.p99),
         more_is_better: false,
         wants_cores: true,
         words: "has a lower 99th percentile of latency",
+        name: "the 99th percentile of latency",
     },
     Metric {
         value: |cell| cell.hot_p99(),
         more_is_better: false,
         wants_cores: false,
         words: "holds the hot client up less",
+        name: "the hot client's latency",
     },
     Metric {
         value: |cell| cell.memory(),
         more_is_better: false,
         wants_cores: false,
         words: "holds less memory",
+        name: "memory",
     },
 ];
 
+/// What a comparison of completion with the best of the others has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Wins,
+    Loses,
+    /// The difference is no larger than what rounds differ by.
+    Ties,
+}
+
+/// Completion's best engine and the best of the others in one figure of one case, and how they compare.
+fn judge<'a>(group: &Group<'a>, metric: &Metric) -> Option<(Verdict, Best<'a>, Best<'a>)> {
+    let best = |completion: bool| {
+        let fits = |cell: &&Cell| {
+            let is_sound = cell.is_whole() && !(metric.wants_cores && cell.is_starved());
+            (cell.family == Family::Completion) == completion && is_sound
+        };
+        let values = group.cells.iter().filter(fits).filter_map(|cell| {
+            let spread = (metric.value)(cell).filter(|spread| spread.median > 0.0)?;
+            Some(Best { name: cell.target, spread })
+        });
+        let sign = if metric.more_is_better { -1.0 } else { 1.0 };
+        values.min_by(|a, b| (sign * a.spread.median).total_cmp(&(sign * b.spread.median)))
+    };
+    let (own, other) = (best(true)?, best(false)?);
+    let noise = |best: &Best| best.spread.relative().unwrap_or(LEAD_MIN_ONE_ROUND);
+    let verdict = if own.lead(&other) <= LEAD_MIN.max(noise(&own)).max(noise(&other)) {
+        Verdict::Ties
+    } else if (own.spread.median > other.spread.median) == metric.more_is_better {
+        Verdict::Wins
+    } else {
+        Verdict::Loses
+    };
+    Some((verdict, own, other))
+}
+
+/// An engine with its figure.
+struct Best<'a> {
+    name: &'a str,
+    spread: Spread,
+}
+
+impl Best<'_> {
+    /// How far the one is ahead of the other, whichever it is.
+    fn lead(&self, other: &Best) -> f64 {
+        let (a, b) = (self.spread.median, other.spread.median);
+        (a / b).max(b / a) - 1.0
+    }
+}
+
 /// Where completion is better than the best of the others, or where it is not, beyond noise.
 fn verdicts(groups: &[Group], wins: bool) -> Vec<String> {
+    let wanted = if wins { Verdict::Wins } else { Verdict::Loses };
     let mut verdicts = Vec::new();
     for group in groups {
         for metric in METRICS {
-            let best = |completion: bool| {
-                let fits = |cell: &&Cell| {
-                    let is_sound = cell.is_whole() && !(metric.wants_cores && cell.is_starved());
-                    (cell.family == Family::Completion) == completion && is_sound
-                };
-                let values = group.cells.iter().filter(fits).filter_map(|cell| {
-                    let spread = (metric.value)(cell).filter(|spread| spread.median > 0.0)?;
-                    Some((
-                        cell.target,
-                        spread,
-                        if metric.more_is_better { -spread.median } else { spread.median },
-                    ))
-                });
-                values.min_by(|a, b| a.2.total_cmp(&b.2))
-            };
-            let (Some(own), Some(other)) = (best(true), best(false)) else { continue };
-            let (winner, loser) = if wins { (own, other) } else { (other, own) };
-            if winner.2 >= loser.2 {
-                continue;
-            }
-            let (a, b) = (winner.1.median, loser.1.median);
-            let lead = (a / b).max(b / a) - 1.0;
-            let spread = |spread: Spread| spread.relative().unwrap_or(LEAD_MIN_ONE_ROUND);
-            if lead > LEAD_MIN.max(spread(winner.1)).max(spread(loser.1)) {
+            let Some((verdict, own, other)) = judge(group, metric) else { continue };
+            if verdict == wanted {
+                let (winner, loser) = if wins { (&own, &other) } else { (&other, &own) };
                 verdicts.push(format!(
                     "{}: {} {} than {} (factor {:.2}).",
                     group.case.title(),
-                    winner.0,
+                    winner.name,
                     metric.words,
-                    loser.0,
-                    lead + 1.0
+                    loser.name,
+                    winner.lead(loser) + 1.0
                 ));
             }
         }
     }
     verdicts
+}
+
+/// Where it makes no difference: for each case, in which figures.
+fn ties(groups: &[Group]) -> Vec<String> {
+    let of = |group: &Group| {
+        let tied = METRICS.iter().filter_map(|metric| {
+            let (verdict, own, other) = judge(group, metric)?;
+            let what = || format!("{} ({} and {})", metric.name, own.name, other.name);
+            (verdict == Verdict::Ties).then(what)
+        });
+        let tied: Vec<_> = tied.collect();
+        (!tied.is_empty()).then(|| format!("{}: {}.", group.case.title(), list(&tied)))
+    };
+    groups.iter().filter_map(of).collect()
 }
 
 fn figure(title: &str, text: &str, svg: String) -> Markup {
@@ -518,6 +574,12 @@ mod tests {
             all(&samples, true).contains("uring answers more requests per second than epoll (factor 1.19)")
         );
         assert_eq!(all(&samples, false), "");
+        assert_eq!(
+            ties(&groups(&samples))[0],
+            "1 KiB to 64 clients: the 99th percentile of latency (uring and epoll) and memory (uring and \
+             epoll)."
+        );
+        assert!(page(&samples).contains("It loses nowhere") && page(&samples).contains("Nor where it makes"));
         for run in samples.runs.iter_mut().filter(|run| run.target == "epoll") {
             run.requests = 24_000;
         }

@@ -12,16 +12,18 @@ use crate::engines::{Engine, Family, Threads};
 use crate::observe::counters::{Board, Counter};
 
 use super::environment::Environment;
-use super::generator::{Clients, Generator, Outcome, Target};
+use super::generator::Generator;
 use super::is_set;
+use super::load::{Clients, Outcome, Target};
 use super::measure::{Processes, Usage};
 use super::options::Plan;
 use super::progress::Progress;
-use super::samples::{Cost, Latency, Refused, Run, Samples};
+use super::samples::{CallSource, Calls, Cost, Latency, Refused, Run, Samples};
 use super::schedule::{self, Case, Stop, plan};
 use super::server::{Bench, Cores, Server, allowed_cores, counters_file};
 use super::site::Site;
 use super::table::{plan_text, thousands};
+use super::tracer::Tracer;
 use super::url::Url;
 
 /// Load before anything is measured: connections are made, caches filled.
@@ -30,6 +32,8 @@ const WARM_UP: Duration = Duration::from_millis(100);
 const WARM_UP_SIZE_MAX: u64 = 1 << 20;
 /// How long the servers are watched with nobody asking.
 const IDLE_WATCH: Duration = Duration::from_millis(150);
+/// How long after its last answer a server may be busy with the end of a connection.
+const AFTERMATH: Duration = Duration::from_millis(10);
 /// Descriptors of this process beside its connections.
 const DESCRIPTORS: usize = 64;
 
@@ -81,9 +85,17 @@ pub fn measure(wanted: &Plan, folder: Option<&Path>, interrupted: &AtomicBool) -
         Subject::Server(server) => !case.cold && case.size == server.target.length,
     };
     let runs = plan(&cases, subjects.len(), wanted.rounds, takes_part);
-    let duration =
-        if wanted.dimensions.is_some() { wanted.duration } else { schedule::quick_duration(runs.len()) };
-
+    if runs.is_empty() {
+        return Err("there is nothing to measure: a connection of one request has no pipeline and no idle \
+                    clients, so --pipeline and --idle want --keep-alive on"
+            .to_owned());
+    }
+    let traced = runs.iter().filter(|run| subjects[run.target].wants_strace(&run.case)).count();
+    let duration = if wanted.dimensions.is_some() {
+        wanted.duration
+    } else {
+        schedule::quick_duration(runs.len(), traced)
+    };
     let own_cases = wanted.cases();
     let mut sizes: Vec<_> = own_cases.iter().filter(|case| !case.cold).map(|case| case.size).collect();
     sizes.push(own_cases[0].size);
@@ -103,7 +115,8 @@ pub fn measure(wanted: &Plan, folder: Option<&Path>, interrupted: &AtomicBool) -
 
     let mut samples = Samples::new(environment, runs.len());
     samples.refusals = refusals;
-    let seconds = (duration + schedule::OVERHEAD).as_secs_f64() * runs.len() as f64;
+    let seconds = (duration + schedule::OVERHEAD).as_secs_f64() * runs.len() as f64
+        + schedule::TRACE.as_secs_f64() * traced as f64;
     if let Some(folder) = folder {
         samples.save(folder)?;
     }
@@ -179,6 +192,11 @@ impl Subject {
             Subject::Server(server) => server.url.to_string(),
         }
     }
+
+    /// Whether strace is to count what an engine does not see; not with cold files, which are so only once.
+    fn wants_strace(&self, case: &Case) -> bool {
+        matches!(self, Subject::Engine(engine) if !engine.runtime_counted) && !case.cold
+    }
 }
 
 impl Refused {
@@ -213,15 +231,16 @@ impl Runner<'_> {
                 let one = engine.threads == Threads::One;
                 let cores = self.bench.cores.as_ref().map(|cores| if one { 1 } else { cores.server.len() });
                 let clients_max = engine.capabilities.clients_max;
-                let load = Load { name: subject.name(), case, round, targets, clients_max, cores };
+                let counts = Some(if engine.runtime_counted { Counts::All } else { Counts::Own });
+                let load = Load { name: subject.name(), case, round, targets, clients_max, cores, counts };
                 let run = self.load(load, server.address, Some(&server.processes()));
                 Ok(Run { family: engine.family, was_cold, ..run })
             }
             Subject::Server(server) => {
                 let request = server.url.request(case.keep_alive);
                 let targets = vec![Target { request, ..server.target.clone() }];
-                let (name, clients_max, cores) = (subject.name(), None, None);
-                let load = Load { name, case, round, targets, clients_max, cores };
+                let (name, clients_max, cores, counts) = (subject.name(), None, None, None);
+                let load = Load { name, case, round, targets, clients_max, cores, counts };
                 Ok(self.load(load, server.address, server.processes.as_ref()))
             }
         }
@@ -232,7 +251,7 @@ impl Runner<'_> {
     }
 
     fn load(&self, load: Load, address: SocketAddr, processes: Option<&Processes>) -> Run {
-        let Load { name, case, round, targets, clients_max, cores } = load;
+        let Load { name, case, round, targets, clients_max, cores, counts } = load;
         let (active, idle) = case.clients(clients_max);
         let clients = Clients {
             active,
@@ -245,6 +264,7 @@ impl Runner<'_> {
         let (mut connected, mut idle_cpu, mut memory) = (0, 0.0, None);
         let mut spent = Usage::default();
         let mut counters = BTreeMap::new();
+        let mut calls = None;
         match Generator::connect(address, clients, &targets, self.interrupted) {
             Err(error) => {
                 outcome.errors = 1;
@@ -273,6 +293,16 @@ impl Runner<'_> {
                 }
                 counters.retain(|_, count| *count > 0);
                 memory = processes.and_then(Processes::memory);
+                let counted = counters.get("system_calls").copied().unwrap_or(0);
+                let own = counted as f64 / outcome.requests.max(1) as f64;
+                calls = match counts.filter(|_| outcome.requests > 0) {
+                    None => None,
+                    Some(Counts::All) => Some(Calls::new(own, CallSource::Engine)),
+                    Some(Counts::Own) => Some(match self.trace(&mut generator, &case, processes) {
+                        Ok(per_request) => Calls::new(per_request, CallSource::Strace),
+                        Err(why) => Calls { refusal: Some(why), ..Calls::new(own, CallSource::EngineInPart) },
+                    }),
+                };
             }
         }
         Run {
@@ -300,8 +330,31 @@ impl Runner<'_> {
                 cores,
             }),
             counters,
+            calls,
             generator_cpu: outcome.cpu.as_secs_f64(),
             case,
+        }
+    }
+
+    /// System calls per request as strace sees them, in a short load of the same kind.
+    fn trace(
+        &self,
+        generator: &mut Generator,
+        case: &Case,
+        processes: Option<&Processes>,
+    ) -> Result<f64, String> {
+        if case.cold {
+            return Err("files are cold only once, so strace has not looked on".to_owned());
+        }
+        let processes = processes.ok_or("the server's processes cannot be seen")?;
+        let tracer = Tracer::attach(&self.bench, processes, self.site.outside())?;
+        let outcome = generator.drive(case.pace(), Stop::Requests(case.sample()));
+        // Those of the last connections' ends are among them.
+        std::thread::sleep(AFTERMATH);
+        let calls = tracer.detach()?;
+        match outcome {
+            Outcome { requests: 1.., errors: 0, .. } => Ok(calls as f64 / outcome.requests as f64),
+            _ => Err("requests failed while strace looked on".to_owned()),
         }
     }
 
@@ -321,4 +374,14 @@ struct Load {
     clients_max: Option<usize>,
     /// Cores it may use.
     cores: Option<usize>,
+    /// What it counts of its system calls, if anything.
+    counts: Option<Counts>,
+}
+
+/// Which of its system calls an engine counts.
+#[derive(Clone, Copy)]
+enum Counts {
+    All,
+    /// Those that it makes itself, and not a runtime for it.
+    Own,
 }

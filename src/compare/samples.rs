@@ -87,8 +87,55 @@ pub struct Run {
     pub cost: Option<Cost>,
     /// Counters of the server that have moved, by name.
     pub counters: BTreeMap<String, u64>,
+    /// Its system calls; `None` where nobody counts them.
+    #[serde(default)]
+    pub calls: Option<Calls>,
     /// CPU seconds of the load generator.
     pub generator_cpu: f64,
+}
+
+/// System calls of a server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calls {
+    /// For each request.
+    pub per_request: f64,
+    /// Who has counted.
+    pub source: CallSource,
+    /// Why it was not strace, where that was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
+}
+
+impl Calls {
+    /// So many, counted by these.
+    pub fn new(per_request: f64, source: CallSource) -> Calls {
+        Calls { per_request, source, refusal: None }
+    }
+}
+
+/// Who has counted system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CallSource {
+    /// The engine, which sees all of its own.
+    #[serde(rename = "counted")]
+    Engine,
+    /// strace(1), in a short load after the measured one.
+    #[serde(rename = "strace")]
+    Strace,
+    /// The engine, which sees only those that it makes itself.
+    #[serde(rename = "own calls only: runtime not counted")]
+    EngineInPart,
+}
+
+impl CallSource {
+    /// In samples and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            CallSource::Engine => "counted",
+            CallSource::Strace => "strace",
+            CallSource::EngineInPart => "own calls only: runtime not counted",
+        }
+    }
 }
 
 /// What a server has used during a run.
@@ -186,12 +233,13 @@ impl Samples {
         let mut text = String::from(
             "target,family,round,connections,size,keep_alive,pipeline,idle,cold,rate,active,waiting,seconds,\
              requests,errors,bytes,user_seconds,system_seconds,involuntary_switches,memory_bytes,idle_cpu,\
-             system_calls,generator_cpu_seconds,mean_us,p50_us,p90_us,p99_us,p999_us,max_us,hot_p99_us\n",
+             system_calls,calls_per_request,calls_source,generator_cpu_seconds,mean_us,p50_us,p90_us,p99_us,\
+             p999_us,max_us,hot_p99_us\n",
         );
         let optional = |value: Option<String>| value.unwrap_or_default();
         for run in &self.runs {
-            let Run { case, latency, cost, .. } = run;
-            let calls = run.counters.get("system_calls");
+            let Run { case, latency, cost, calls, .. } = run;
+            let counted = run.counters.get("system_calls");
             let fields = [
                 quoted(&run.target),
                 run.family.name().to_owned(),
@@ -214,7 +262,9 @@ impl Samples {
                 optional(cost.map(|cost| cost.involuntary.to_string())),
                 optional(cost.and_then(|cost| cost.memory).map(|memory| memory.to_string())),
                 optional(cost.map(|cost| format!("{:.3}", cost.idle))),
-                optional(calls.map(u64::to_string)),
+                optional(counted.map(u64::to_string)),
+                optional(calls.as_ref().map(|calls| format!("{:.4}", calls.per_request))),
+                calls.as_ref().map_or("", |calls| calls.source.name()).to_owned(),
                 format!("{:.6}", run.generator_cpu),
                 format!("{:.1}", latency.mean),
                 format!("{:.1}", latency.p50),
@@ -243,12 +293,12 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::compare::generator;
+    use crate::compare::load;
     use crate::compare::schedule::quick_cases;
 
     /// A run of made-up figures.
     pub fn run(target: &str, case: usize, round: usize, requests: u64) -> Run {
-        let mut histogram = generator::histogram();
+        let mut histogram = load::histogram();
         for number in 1..=1000 {
             histogram.record(number * 1000).unwrap();
         }
@@ -278,6 +328,7 @@ pub mod tests {
                 cores: Some(1),
             }),
             counters: BTreeMap::from([("system_calls".to_owned(), requests * 2)]),
+            calls: Some(Calls::new(2.0, CallSource::Engine)),
             generator_cpu: 0.5,
         }
     }
@@ -319,6 +370,13 @@ pub mod tests {
         assert_eq!(lines.clone().count(), 12);
         assert!(lines.all(|line| line.split(',').count() == names));
         assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
+    }
+
+    #[test]
+    fn a_source_is_called_the_same_everywhere() {
+        for source in [CallSource::Engine, CallSource::Strace, CallSource::EngineInPart] {
+            assert_eq!(serde_json::to_value(source).unwrap(), source.name());
+        }
     }
 
     #[test]

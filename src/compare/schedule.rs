@@ -7,12 +7,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a file that is asked for cold.
-pub const COLD_SIZE: u64 = 1 << 20;
+/// Bytes of a file that is asked for cold: more than the servers hold in memory, so that it is sent from the
+/// disk and not loaded first.
+pub const COLD_SIZE: u64 = 2 << 20;
 /// What a quick comparison may take in all, with something kept back for the start and the report.
 const QUICK: Duration = Duration::from_secs(50);
 /// What a run takes beside its load: start, clients, readings, stop.
 pub const OVERHEAD: Duration = Duration::from_millis(600);
+
+/// Requests of a sample: as few as that for large files, and as many for small ones.
+const SAMPLE: (u64, u64) = (4, 2000);
+/// Of small files, so many for each client.
+const SAMPLE_PER_CLIENT: u64 = 8;
+/// The bytes that decide between them.
+const SAMPLE_BYTES: u64 = 128 << 20;
+/// The time for a sample at a fixed rate.
+const SAMPLE_TIME: Duration = Duration::from_millis(500);
+/// What a run takes in which strace looks on, beside that.
+pub const TRACE: Duration = Duration::from_millis(400);
 
 /// When requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +71,17 @@ impl Case {
     /// The pace it means.
     pub fn pace(&self) -> Pace {
         self.rate.map_or(Pace::Closed, |rate| Pace::Fixed { rate })
+    }
+
+    /// Requests that are enough to find out what each of them takes.
+    pub fn sample(&self) -> u64 {
+        let for_size = (SAMPLE_BYTES / self.size.max(1)).clamp(SAMPLE.0, SAMPLE.1);
+        let wanted =
+            for_size.max(SAMPLE_PER_CLIENT * self.connections as u64 * u64::from(for_size == SAMPLE.1));
+        match self.rate {
+            Some(rate) => wanted.min((rate * SAMPLE_TIME.as_secs_f64()).ceil() as u64),
+            None => wanted,
+        }
     }
 
     /// Clients that an engine gets which serves so many at once: those who ask, and those who do not.
@@ -128,12 +151,12 @@ impl Dimensions {
         for &keep_alive in &self.keep_alive {
             for &size in &self.sizes {
                 for &pipeline in &self.pipeline {
-                    // Without keep-alive there is nothing to pipeline.
-                    if pipeline > 1 && !keep_alive {
-                        continue;
-                    }
                     for &connections in &self.connections {
                         for &idle in &self.idle {
+                            // Without keep-alive there is nothing to pipeline, and nobody stays.
+                            if !keep_alive && (pipeline > 1 || idle > 0) {
+                                continue;
+                            }
                             let (cold, rate) = (false, self.rate);
                             cases.push(Case { connections, size, keep_alive, pipeline, idle, cold, rate });
                         }
@@ -176,9 +199,11 @@ pub fn quick_cases() -> Vec<Case> {
     ]
 }
 
-/// The time for each run's load, so that so many of them fit into a quick comparison.
-pub fn quick_duration(runs: usize) -> Duration {
-    let each = QUICK.as_secs_f64() / runs.max(1) as f64 - OVERHEAD.as_secs_f64();
+/// The time for each run's load, so that so many of them fit into a quick comparison. In some of them strace
+/// looks on.
+pub fn quick_duration(runs: usize, traced: usize) -> Duration {
+    let time = QUICK.as_secs_f64() - TRACE.as_secs_f64() * traced as f64;
+    let each = time / runs.max(1) as f64 - OVERHEAD.as_secs_f64();
     Duration::from_secs_f64(each.clamp(0.15, 1.0))
 }
 
@@ -224,9 +249,9 @@ mod tests {
     #[test]
     fn all_combinations_that_mean_something() {
         let cases = dimensions().cases();
-        // Long connections 2 * 2 * 2 * 2, short ones half as many, and two cold ones.
-        assert_eq!(cases.len(), 16 + 8 + 2);
-        assert!(cases.iter().all(|case| case.keep_alive || case.pipeline == 1));
+        // Long connections 2 * 2 * 2 * 2, short ones a quarter of that, and two cold ones.
+        assert_eq!(cases.len(), 16 + 4 + 2);
+        assert!(cases.iter().all(|case| case.keep_alive || (case.pipeline, case.idle) == (1, 0)));
         assert_eq!(cases.iter().filter(|case| case.cold).count(), 2);
     }
 
@@ -249,10 +274,22 @@ mod tests {
 
     #[test]
     fn eleven_engines_fit_into_a_minute() {
-        let runs = 11 * quick_cases().len();
-        assert!((quick_duration(runs) + OVERHEAD) * (runs as u32) < Duration::from_secs(55));
-        assert_eq!(quick_duration(1), Duration::from_secs(1));
-        assert_eq!(quick_duration(1000), Duration::from_millis(150));
+        let (runs, traced) = (11 * quick_cases().len(), 4 * quick_cases().len());
+        let loads = (quick_duration(runs, traced) + OVERHEAD) * (runs as u32);
+        assert!(loads + TRACE * (traced as u32) < Duration::from_secs(55));
+        assert_eq!(quick_duration(1, 0), Duration::from_secs(1));
+        assert_eq!(quick_duration(1000, 0), Duration::from_millis(150));
+    }
+
+    #[test]
+    fn a_sample_is_large_enough_and_soon_done() {
+        let plain = &quick_cases()[0];
+        assert_eq!(plain.sample(), 2000);
+        assert_eq!(Case { connections: 512, ..plain.clone() }.sample(), 4096);
+        assert_eq!(Case { size: 1 << 20, connections: 512, ..plain.clone() }.sample(), 128);
+        assert_eq!(Case { size: 64 << 20, ..plain.clone() }.sample(), 4);
+        assert_eq!(Case { rate: Some(100.0), ..plain.clone() }.sample(), 50);
+        assert_eq!(Case { rate: Some(0.1), size: 0, ..plain.clone() }.sample(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A server under test: this same program, started as a child on a free port, and stopped again.
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,24 @@ impl Cores {
     }
 }
 
+impl Bench {
+    /// Starts a child on the cores of the servers.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        // A child inherits its parent's cores.
+        if let Some(cores) = &self.cores {
+            pin(&cores.server);
+        }
+        let child = command.spawn();
+        if let Some(cores) = &self.cores {
+            cores.take_own();
+        }
+        child
+    }
+}
+
 /// A child that serves. It is killed when it is dropped.
 #[derive(Debug)]
 pub struct Server {
@@ -73,7 +91,7 @@ impl Server {
     /// # Errors
     /// Why it does not, in its own words.
     pub fn start(bench: &Bench, engine: &Engine, keep_alive: bool) -> Result<Server, String> {
-        let cannot = |error: std::io::Error| format!("cannot start a server: {error}");
+        let cannot = |error: io::Error| format!("cannot start a server: {error}");
         let program = std::env::current_exe().map_err(cannot)?;
         let mut complaints = tempfile::tempfile().map_err(cannot)?;
         let mut command = Command::new(program);
@@ -92,16 +110,8 @@ impl Server {
         command.stderr(complaints.try_clone().map_err(cannot)?);
         // All its processes form a group of their own: to be measured, and to be stopped, together.
         command.process_group(0);
-        // A child inherits its parent's cores.
-        if let Some(cores) = &bench.cores {
-            pin(&cores.server);
-        }
-        let child = command.spawn();
-        if let Some(cores) = &bench.cores {
-            cores.take_own();
-        }
-        let mut server =
-            Server { child: child.map_err(cannot)?, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let child = bench.spawn(&mut command).map_err(cannot)?;
+        let mut server = Server { child, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
         match server.listening_at() {
             Some(address) => {
                 server.address = address;

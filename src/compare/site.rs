@@ -9,11 +9,11 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::generator::Target;
+use super::load::Target;
 use super::schedule::COLD_SIZE;
 
 /// Files that are asked for cold, each once per run.
-const COLD_FILES: usize = 256;
+const COLD_FILES: usize = 128;
 /// Bytes that are made up; further ones differ in their number only.
 const PAGE: usize = 4096;
 

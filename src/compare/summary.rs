@@ -2,7 +2,7 @@
 
 use crate::engines::Family;
 
-use super::samples::{Latency, Run, Samples};
+use super::samples::{CallSource, Latency, Run, Samples};
 use super::schedule::Case;
 
 /// A spread of more than this is remarked upon.
@@ -109,10 +109,20 @@ impl<'a> Cell<'a> {
         })
     }
 
-    /// System calls per request, as the engine has counted them. An engine whose calls a runtime makes counts
-    /// none: this is the place to fill in what another counter, such as strace(1), has found.
-    pub fn system_calls(&self) -> Option<Spread> {
-        self.some(|run| per_request(run, *run.counters.get("system_calls")? as f64))
+    /// System calls per request, and who has counted them: where strace was let look on in some of the
+    /// rounds, the figure is from those.
+    pub fn system_calls(&self) -> Option<(Spread, CallSource)> {
+        let counts = || self.runs.iter().filter_map(|run| run.calls.as_ref());
+        let source = counts().map(|calls| calls.source).min()?;
+        let from_it = counts().filter(|calls| calls.source == source);
+        Some((Spread::of(from_it.map(|calls| calls.per_request))?, source))
+    }
+
+    /// Why strace has not counted, where it was wanted and never did.
+    pub fn untraced(&self) -> Option<&'a str> {
+        let (_, source) = self.system_calls()?;
+        let refusals = self.runs.iter().find_map(|run| run.calls.as_ref()?.refusal.as_deref());
+        refusals.filter(|_| source == CallSource::EngineInPart)
     }
 
     /// A figure of the latencies, in microseconds.
@@ -294,6 +304,7 @@ pub fn warnings(samples: &Samples) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::samples::Calls;
     use crate::compare::samples::tests::{run, samples};
 
     #[test]
@@ -318,10 +329,33 @@ mod tests {
             assert_eq!(targets, [("epoll", 3), ("uring", 3)]);
             let epoll = &group.cells[0];
             assert_eq!(epoll.throughput(), Spread { median: 10_100.0, min: 1e4, max: 10_200.0, count: 3 });
-            assert_eq!(epoll.system_calls(), Spread::of([2.0, 2.0, 2.0]));
+            assert_eq!(
+                epoll.system_calls(),
+                Spread::of([2.0, 2.0, 2.0]).map(|two| (two, CallSource::Engine))
+            );
             let cpu = epoll.cpu_total().unwrap().median;
             assert!((cpu - 0.9e6 / 10_100.0).abs() < 1e-6, "{cpu}");
         }
+    }
+
+    #[test]
+    fn what_strace_has_seen_counts_more_than_what_an_engine_knows_of_itself() {
+        let mut samples = samples();
+        let calls = |source, per_request, refusal: Option<&str>| {
+            Some(Calls { per_request, source, refusal: refusal.map(str::to_owned) })
+        };
+        for run in &mut samples.runs {
+            run.calls = calls(CallSource::EngineInPart, 1.0, Some("no"));
+        }
+        let figures = |samples: &Samples| {
+            let groups = groups(samples);
+            let cell = &groups[0].cells[0];
+            let (spread, source) = cell.system_calls().unwrap();
+            (spread.median, spread.count, source, cell.untraced().map(str::to_owned))
+        };
+        assert_eq!(figures(&samples), (1.0, 3, CallSource::EngineInPart, Some("no".to_owned())));
+        samples.runs[0].calls = calls(CallSource::Strace, 3.0, None);
+        assert_eq!(figures(&samples), (3.0, 1, CallSource::Strace, None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Figures as tables: one list of columns, shown on a terminal, as Markdown, and in the page.
 
-use super::samples::Samples;
-use super::schedule::size_text;
+use super::samples::{CallSource, Samples};
+use super::schedule::{Case, size_text};
 use super::summary::{Cell, Group, Spread, groups, warnings};
 
 /// Stands for what is not known.
@@ -62,8 +62,13 @@ const COLUMNS: &[Column] = &[
     },
     Column {
         name: "calls",
-        what: "system calls per request, as the engine counts them",
-        value: |cell| figure(cell.system_calls(), |calls| format!("{calls:.2}")),
+        what: "system calls per request, as the engine counts them, but where a mark says otherwise",
+        value: |cell| {
+            cell.system_calls().map_or_else(
+                || UNKNOWN.to_owned(),
+                |(calls, source)| format!("{:.2}{}", calls.median, mark(source)),
+            )
+        },
     },
     Column {
         name: "p50",
@@ -129,6 +134,41 @@ pub fn table(group: &Group) -> Table {
     }
 }
 
+/// Stands behind a number of system calls that is not all the engine's own.
+fn mark(source: CallSource) -> &'static str {
+    match source {
+        CallSource::Engine => "",
+        CallSource::Strace => "†",
+        CallSource::EngineInPart => "‡",
+    }
+}
+
+/// What the marks behind the figures mean, as far as there are any.
+pub fn notes(groups: &[Group]) -> Vec<String> {
+    let cells = || groups.iter().flat_map(|group| &group.cells);
+    let of = |wanted| cells().filter(move |cell| cell.system_calls().is_some_and(|(_, from)| from == wanted));
+    let mut notes = Vec::new();
+    if of(CallSource::Strace).next().is_some() {
+        notes.push(format!(
+            "{} counted by strace in a short load after the measured one, for this engine does not see the \
+             calls by which its runtime or the C library serves it. strace slows it, so that a call now and \
+             then counts for more than it does at full speed.",
+            mark(CallSource::Strace)
+        ));
+    }
+    if of(CallSource::EngineInPart).next().is_some() {
+        let mut reasons: Vec<_> = of(CallSource::EngineInPart).filter_map(Cell::untraced).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
+        notes.push(format!(
+            "{} runtime not counted: only the calls that the engine makes itself{why}.",
+            mark(CallSource::EngineInPart)
+        ));
+    }
+    notes
+}
+
 /// What the columns mean: names and explanations.
 pub fn legend() -> impl Iterator<Item = (&'static str, &'static str)> {
     COLUMNS.iter().map(|column| (column.name, column.what))
@@ -139,6 +179,9 @@ pub fn text(samples: &Samples) -> String {
     let mut text = String::new();
     for table in tables(samples) {
         text += &format!("{}\n{}\n", table.title, aligned(&table));
+    }
+    for note in notes(&groups(samples)) {
+        text += &format!("{note}\n");
     }
     for refused in &samples.refusals {
         text += &format!("{} did not run: {}\n", refused.engine, refused.reason);
@@ -171,12 +214,19 @@ pub fn aligned(table: &Table) -> String {
 /// Everything, as Markdown.
 pub fn markdown(samples: &Samples) -> String {
     let mut text = String::from("# ringserve compare\n");
+    let all = groups(samples);
+    if all.len() > 1 {
+        text += &format!("\n## All cases\n\n{}", overview(&all));
+    }
     for table in tables(samples) {
         text += &format!("\n## {}\n\n{}", table.title, markdown_table(&table));
     }
     let list = |title: &str, items: Vec<String>| {
         if items.is_empty() { String::new() } else { format!("\n## {title}\n\n- {}\n", items.join("\n- ")) }
     };
+    for note in notes(&all) {
+        text += &format!("\n{note}\n");
+    }
     let refusals = samples.refusals.iter().map(|refused| format!("{}: {}", refused.engine, refused.reason));
     text += &list("Engines that did not run", refusals.collect());
     text += &list("Warnings", warnings(samples));
@@ -186,6 +236,68 @@ pub fn markdown(samples: &Samples) -> String {
     let meanings = legend().map(|(name, what)| format!("`{name}`: {what}"));
     text += &list("Columns", meanings.collect());
     text
+}
+
+/// All cases beside each other, as Markdown: of each the two figures that say most, of the first one two
+/// more, and where clients are idle what they cost.
+fn overview(groups: &[Group]) -> String {
+    let Some(first) = groups.first() else { return String::new() };
+    let mut rows: Vec<Vec<String>> = vec![vec!["engine".to_owned()], vec!["---".to_owned()]];
+    let mut targets: Vec<&Cell> = groups.iter().flat_map(|group| &group.cells).collect();
+    targets.sort_by_key(|cell| cell.family);
+    let mut names: Vec<&str> = Vec::new();
+    for cell in targets {
+        if !names.contains(&cell.target) {
+            names.push(cell.target);
+        }
+    }
+    rows.extend(names.iter().map(|name| vec![format!("`{}`", name.replace('|', "\\|"))]));
+    for group in groups {
+        let mut shown = vec!["req/s", "CPU µs"];
+        if group.case == first.case {
+            shown.extend(["calls", "p99"]);
+        }
+        if group.case.idle > 0 {
+            shown.push("idle CPU");
+        }
+        for (number, column) in shown.iter().enumerate() {
+            let what =
+                if number == 0 { format!("{}: ", brief(group.case, first.case)) } else { String::new() };
+            rows[0].push(what + column);
+            rows[1].push("---:".to_owned());
+            let column = COLUMNS.iter().find(|one| one.name == *column).expect("it is one of them");
+            for (row, name) in rows[2..].iter_mut().zip(&names) {
+                let cell = group.cells.iter().find(|cell| cell.target == *name);
+                row.push(cell.map_or_else(|| UNKNOWN.to_owned(), column.value));
+            }
+        }
+    }
+    let lines: Vec<_> = rows.iter().map(|row| format!("| {} |\n", row.join(" | "))).collect();
+    lines.concat()
+}
+
+/// In which a case differs from the first one, in a few words.
+fn brief(case: &Case, first: &Case) -> String {
+    let mut words = Vec::new();
+    if case == first || case.size != first.size {
+        words.push(size_text(case.size));
+    }
+    if case.cold {
+        words.push("cold".to_owned());
+    }
+    if case == first || case.connections != first.connections {
+        words.push(format!("{} clients", case.connections));
+    }
+    if case.idle != first.idle {
+        words.push(format!("{} idle", case.idle));
+    }
+    if case.pipeline != first.pipeline {
+        words.push(format!("{} at once", case.pipeline));
+    }
+    if case.keep_alive != first.keep_alive {
+        words.push(if case.keep_alive { "kept alive" } else { "a connection each" }.to_owned());
+    }
+    words.join(", ")
 }
 
 /// A table in Markdown.
@@ -276,10 +388,43 @@ mod tests {
         let names = |samples: &Samples| tables(samples)[0].names.clone();
         assert!(names(&samples).contains(&"calls") && !names(&samples).contains(&"errors"));
         for run in &mut samples.runs {
-            run.counters.clear();
+            run.calls = None;
             run.errors = 1;
         }
         assert!(!names(&samples).contains(&"calls") && names(&samples).contains(&"errors"));
+    }
+
+    #[test]
+    fn all_cases_stand_beside_each_other() {
+        let mut samples = samples();
+        samples.runs.retain(|run| run.case.idle == 0 || run.target == "uring");
+        let text = overview(&groups(&samples));
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "| engine | 1 KiB, 64 clients: req/s | CPU µs | calls | p99 | 800 idle: req/s | CPU µs | idle \
+             CPU |"
+        );
+        assert_eq!(lines[2], "| `epoll` | 10,100 | 89.1 | 2.00 | 990µs | - | - | - |");
+        assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn marks_are_explained_where_they_stand() {
+        let mut samples = samples();
+        assert_eq!(notes(&groups(&samples)), Vec::<String>::new());
+        for (number, run) in samples.runs.iter_mut().enumerate() {
+            let calls = run.calls.as_mut().unwrap();
+            calls.source = CallSource::Strace;
+            if number % 2 == 1 {
+                (calls.source, calls.refusal) = (CallSource::EngineInPart, Some("no strace".into()));
+            }
+        }
+        for text in [text(&samples), markdown(&samples)] {
+            assert!(text.contains("2.00†") && text.contains("2.00‡"), "{text}");
+            assert!(text.contains("† counted by strace") && text.contains("‡ runtime not counted"), "{text}");
+            assert!(text.contains("makes itself: no strace."), "{text}");
+        }
     }
 
     #[test]
@@ -295,9 +440,20 @@ mod tests {
         let mut samples = samples();
         samples.runs[0].target = "http://x/a|b".into();
         let text = markdown(&samples);
-        let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
-        let bars = rows[0].matches('|').count();
-        assert!(rows.iter().all(|row| row.replace("\\|", "").matches('|').count() == bars));
+        let bars = |line: &str| line.replace("\\|", "").matches('|').count();
+        let mut lines = text.lines().peekable();
+        let mut count = 0;
+        while let Some(line) = lines.next() {
+            if let Some(next) = lines.peek()
+                && line.starts_with('|')
+                && next.starts_with('|')
+            {
+                assert_eq!(bars(line), bars(next), "{line}");
+                count += 1;
+            }
+        }
+        // All cases with three targets, then one with three and one with two.
+        assert_eq!(count, 4 + 4 + 3);
         assert!(text.contains("tokio: not <here>") && text.contains("## Environment"));
     }
 }

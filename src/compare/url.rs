@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use super::generator::Target;
-use super::response::{Event, Parser};
+use super::load::Target;
+use super::response::{Event, Known, Parser};
 use super::site::request;
 
 /// How long the first answer may take.
@@ -76,14 +76,14 @@ impl Url {
         stream.set_read_timeout(Some(PATIENCE)).map_err(cannot)?;
         let request = self.request(false);
         stream.write_all(&request).map_err(cannot)?;
-        let mut parser = Parser::default();
+        let (mut parser, mut known) = (Parser::default(), Known::default());
         let mut room = [0; 4096];
         loop {
             let n = stream.read(&mut room).map_err(cannot)?;
             if n == 0 {
                 return Err(format!("cannot load {self}: it closed without an answer"));
             }
-            match parser.next(&mut &room[..n]) {
+            match parser.next(&mut known, &mut &room[..n]) {
                 Err(what) => return Err(format!("cannot load {self}: it gave {what}")),
                 Ok(Some(Event::Head(head))) if head.status != 200 => {
                     return Err(format!("cannot load {self}: status {} instead of 200", head.status));

@@ -63,7 +63,9 @@ pub fn serve_all(seat: &mut Seat, crew: &mut impl Crew) -> io::Result<()> {
     }
     // Who waits in the backlog already has a connection as far as he can tell, and is served.
     seat.listener.set_nonblocking(true)?;
-    while let Ok(client) = one_client::accept(&seat.listener, seat.worker.wants_peers()) {
+    while !seat.shutdown.is_cut()
+        && let Ok(client) = one_client::accept(&seat.listener, seat.worker.wants_peers())
+    {
         if let Err(error) = crew.start(seat, client) {
             tracing::warn!("a client at the end of the backlog is lost: {error}");
         }

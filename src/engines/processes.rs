@@ -16,9 +16,10 @@
 //! disk.
 //!
 //! **The traps.** A child that has ended stays as a *zombie* until its parent asks how it ended: each round
-//! of the accepting [reaps](Children::reap) those that have. And only the thread that forks lives on in the
-//! child. A lock that another thread held at that moment is never released there, so a child uses none of
-//! the others' locks: it logs nothing, and writes its lines of the access log by itself.
+//! of the accepting [reaps](Children::reap) those that have. Unless whoever has started the server ignores
+//! such ends, which is inherited: then there are no zombies, and no answer either. And only the thread that
+//! forks lives on in the child. A lock that another thread held at that moment is never released there, so a
+//! child uses none of the others' locks: it logs nothing, and writes its lines of the access log by itself.
 //!
 //! **Where it breaks.** At hundreds to thousands of clients, by memory and by the process table. So there is
 //! a cap: beyond it accepting pauses until a child ends.
@@ -57,6 +58,7 @@ const REAP_CHECK: Duration = Duration::from_millis(10);
 fn run(seat: &mut Seat) -> io::Result<()> {
     // Children inherit this. A signal to end is for the parent alone: it tells them.
     sys::hold_signals(&ENDING)?;
+    sys::keep_ended_children();
     // Each child may fill a cache of its own.
     seat.worker.divide_cache(seat.connections_max);
     if !seat.ready() {

@@ -33,7 +33,8 @@ use super::one_client::{self, Client};
 use super::session::Desk;
 use super::{Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
-/// The table's row. What the C library does to start and end a thread is not counted.
+/// The table's row. What the C library does to start and end a thread is not counted, nor how often threads
+/// wait for the lock on their store.
 pub const ENGINE: Engine = Engine {
     name: "threads",
     summary: "a thread for each client: each blocks, the kernel switches",

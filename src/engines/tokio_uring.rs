@@ -15,7 +15,9 @@
 //! take an operation back; it shuts the socket down, upon which the operation ends.
 //!
 //! **Where it breaks.** Where io_uring is forbidden. Names are looked up by a pool of threads, since the
-//! runtime has no `openat2`; but a cold file is read by the ring, and holds up nobody else.
+//! runtime has no `openat2`; but a cold file is read by the ring, and holds up nobody else. At the end the
+//! runtime waits for whatever it has handed to the kernel or to those threads. Where a disk hangs that is for
+//! ever, and the process ends without this thread.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSlice};

@@ -33,6 +33,13 @@ impl Setup {
         Setup::of(command)
     }
 
+    /// The program started by somebody who ignores his children's ends, which is inherited.
+    pub fn ignoring_children() -> Setup {
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_ringserve")]);
+        Setup::of(command)
+    }
+
     /// The program under strace, which writes a summary of all system calls into a file; but for read(2),
     /// by which the end of a server goes through the lists of all connections of the machine.
     pub fn traced(summary: &Path) -> Setup {
@@ -42,6 +49,20 @@ impl Setup {
             .args(["-D", "-c", "-f", "-e", "trace=!read", "-o"])
             .arg(summary)
             .arg(env!("CARGO_BIN_EXE_ringserve"));
+        let path = std::env::var_os("PATH");
+        let mut setup = Setup::of(command);
+        if let Some(path) = path {
+            setup.command.env("PATH", path);
+        }
+        setup
+    }
+
+    /// The program under strace, which keeps each call of that name for some seconds.
+    pub fn stuck_in(call: &str) -> Setup {
+        let mut command = Command::new("strace");
+        command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("trace={call}"));
+        command.arg("-e").arg(format!("inject={call}:delay_enter=6s"));
+        command.arg(env!("CARGO_BIN_EXE_ringserve"));
         let path = std::env::var_os("PATH");
         let mut setup = Setup::of(command);
         if let Some(path) = path {
