@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::{Client, Server, Setup, Site, eventually, metric, on_every_engine, request};
+use crate::common::{
+    Client, Server, Setup, Site, eventually, metric, on_every_engine, request, serves_several,
+};
 
 mod common;
 
@@ -61,6 +63,35 @@ fn it_tells_how_many_clients_there_are() {
         drop(clients);
         eventually("none", || open() == 0);
         assert_eq!(metric(port, "ringserve_connections_total"), clients_max as u64);
+    });
+}
+
+#[test]
+fn it_tells_that_accepting_pauses() {
+    on_every_engine(|engine| {
+        if !serves_several(engine) {
+            return;
+        }
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let args = ["--admin", "127.0.0.1:0", "--max-connections", "2", "--workers", "1"];
+        let server = Server::start(engine, &site, &args);
+        let port = server.admin_port();
+        let pauses = || metric(port, "ringserve_accept_pauses_total");
+        let mut first = server.connect();
+        assert_eq!(first.get("/a.txt").status, 200);
+        assert_eq!(pauses(), 0);
+        let mut others = [server.connect(), server.connect()];
+        for other in &mut others {
+            other.request("GET", "/a.txt", &[]);
+        }
+        server.wait_for_stderr("accepting pauses");
+        eventually("a pause is counted", || pauses() >= 1);
+        // Whoever waits has his turn when another leaves.
+        drop(first);
+        for other in &mut others {
+            assert_eq!(other.response().text(), "alpha\n");
+        }
+        assert_eq!(server.stderr().matches("accepting pauses").count(), 1, "{}", server.stderr());
     });
 }
 

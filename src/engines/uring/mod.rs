@@ -562,7 +562,7 @@ impl Loop<'_> {
 
     fn arm_acceptor(&mut self) -> io::Result<()> {
         let room = self.seat.connections_max.saturating_sub(self.connections);
-        self.acceptor.arm(&mut self.ring, &self.seat.listener, room, self.seat.worker.clock.now())
+        self.acceptor.arm(&mut self.ring, &self.seat.listener, room, &mut self.seat.worker)
     }
 
     /// Who waits in the backlog already has a connection as far as he can tell, and is served. Then the
