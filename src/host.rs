@@ -2,6 +2,8 @@
 //! modules. All of it is read from `/proc` and `/sys`; where those are hidden, less is known.
 
 use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 
 use rustix::process::{getegid, getgroups};
 use rustix::thread::{CapabilitySet, capabilities};
@@ -92,6 +94,12 @@ impl Host {
     pub fn is_filtered(&self) -> bool {
         self.seccomp == Some(2)
     }
+}
+
+/// Whether every address could not be had because IPv6 is off; then every address of IPv4 is what is meant.
+pub fn lacks_ipv6(address: IpAddr, error: &io::Error) -> bool {
+    address == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 impl Module {

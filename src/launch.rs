@@ -21,6 +21,7 @@ use crate::content::cache::Budget;
 use crate::content::site::Rules;
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
+use crate::host;
 use crate::observe::access_log::{self, AccessLog};
 use crate::observe::admin::Admin;
 use crate::observe::counters::{Board, Counter};
@@ -351,8 +352,7 @@ pub(crate) fn bind(host: &str, port: u16, count: usize) -> Result<Vec<TcpListene
     let mut address = resolve(host, port)?;
     let mut first = listen(address);
     if let Err(error) = &first
-        && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+        && host::lacks_ipv6(address.ip(), error)
     {
         tracing::warn!("IPv6 is off on this machine; listening on 0.0.0.0 instead of ::");
         address.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));

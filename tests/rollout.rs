@@ -50,20 +50,18 @@ impl Balancer {
     /// Asks each replica's admin address whether it is ready, ten times a second.
     fn start(site: &Site, replicas: &[(u16, u16); REPLICAS]) -> Balancer {
         let [port, statistics] = free_ports();
-        let servers: String = replicas
-            .iter()
-            .enumerate()
-            .map(|(number, (port, admin))| {
-                format!("    server replica{number} 127.0.0.1:{port} check port {admin}\n")
-            })
-            .collect();
+        let servers = std::array::from_fn::<_, REPLICAS, _>(|number| {
+            let (port, admin) = replicas[number];
+            format!("    server replica{number} 127.0.0.1:{port} check port {admin}\n")
+        });
         let configuration = format!(
             "defaults\n    mode http\n    timeout connect 2s\n    timeout client 10s\n    timeout server 10s\n    \
              retries 0\n    no option redispatch\n    http-reuse always\n\
              frontend public\n    bind 127.0.0.1:{port}\n    default_backend replicas\n\
              frontend statistics\n    bind 127.0.0.1:{statistics}\n    stats enable\n    stats uri /\n\
              backend replicas\n    balance roundrobin\n    option httpchk GET /readyz\n    \
-             default-server inter 100ms fall 1 rise 1\n{servers}"
+             default-server inter 100ms fall 1 rise 1\n{}",
+            servers.concat()
         );
         let path = site.outside().join("haproxy.cfg");
         fs::write(&path, configuration).unwrap();
