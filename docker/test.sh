@@ -98,7 +98,8 @@ wait_until() {
 }
 
 has_logged() {
-    docker logs "$id" 2>&1 | grep -q -e "$1"
+    # Not grep -q, which would end before all is written.
+    docker logs "$id" 2>&1 | grep -e "$1" >/dev/null
 }
 
 state() {
@@ -231,7 +232,7 @@ it_is_an_ordinary_user_and_a_mount_is_the_site() {
     grep -E '^(Uid|Gid):' "/proc/$(state Pid)/status" | tr -s '\t' ' ' | sort >"$work/ids"
     printf 'Gid: 1000 1000 1000 1000\nUid: 1000 1000 1000 1000\n' | cmp - "$work/ids"
     serves "$work/site/index.html" ''
-    curl --silent --fail --max-time 15 "http://$(docker port "$id" 8080 | head -1)/" | cmp - "$work/site/index.html"
+    curl --silent --fail --max-time 15 "http://$(docker port "$id" 8080 | sed -n 1p)/" | cmp - "$work/site/index.html"
     stops
 }
 
