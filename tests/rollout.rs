@@ -54,8 +54,9 @@ impl Balancer {
             let (port, admin) = replicas[number];
             format!("    server replica{number} 127.0.0.1:{port} check port {admin}\n")
         });
+        let timeouts = "timeout connect 2s\n    timeout client 10s\n    timeout server 10s";
         let configuration = format!(
-            "defaults\n    mode http\n    timeout connect 2s\n    timeout client 10s\n    timeout server 10s\n    \
+            "defaults\n    mode http\n    {timeouts}\n    \
              retries 0\n    no option redispatch\n    http-reuse always\n\
              frontend public\n    bind 127.0.0.1:{port}\n    default_backend replicas\n\
              frontend statistics\n    bind 127.0.0.1:{statistics}\n    stats enable\n    stats uri /\n\

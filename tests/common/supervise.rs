@@ -1,6 +1,6 @@
-//! The program under a supervisor who is asked about system calls: each can go on, fail, or be passed over with
-//! a result of the supervisor's choice (seccomp_unotify(2)). So what the kernel does wrong while a server is
-//! running can be brought about from outside, and the program knows nothing of it.
+//! The program under a supervisor who is asked about system calls: each can go on, fail, or be passed over,
+//! with the caller told that it was done (seccomp_unotify(2)). So what the kernel does wrong while a server
+//! is running can be brought about from outside, and the program knows nothing of it.
 #![allow(unsafe_code)]
 
 use std::io;
