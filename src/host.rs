@@ -2,8 +2,10 @@
 //! modules. All of it is read from `/proc` and `/sys`; where those are hidden, less is known.
 
 use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 
-use rustix::process::{getegid, getgroups};
+use rustix::process::{Resource, getegid, getgroups, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 /// The first kernel that has what the ring's engine needs.
@@ -29,6 +31,8 @@ pub struct Host {
     pub groups: Vec<u32>,
     /// Whether it has CAP_SYS_ADMIN.
     pub is_admin: bool,
+    /// Bytes of memory that its user may have locked; `None` where there is no limit, or it has CAP_IPC_LOCK.
+    pub memlock: Option<u64>,
     /// `Seccomp` of proc_pid_status(5): 0 for none, 1 for strict, 2 for a filter.
     pub seccomp: Option<u8>,
     /// The security module that confines this process.
@@ -49,7 +53,7 @@ impl Host {
     pub fn look() -> Host {
         let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
         let status = read("/proc/self/status").unwrap_or_default();
-        let has = |sets: rustix::thread::CapabilitySets| sets.effective.contains(CapabilitySet::SYS_ADMIN);
+        let own = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
         Host {
             release: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
             io_uring_disabled: read("/proc/sys/kernel/io_uring_disabled").and_then(|text| text.parse().ok()),
@@ -60,7 +64,8 @@ impl Host {
                 .chain([getegid()])
                 .map(rustix::process::Gid::as_raw)
                 .collect(),
-            is_admin: capabilities(None).is_ok_and(has),
+            is_admin: own.contains(CapabilitySet::SYS_ADMIN),
+            memlock: getrlimit(Resource::Memlock).current.filter(|_| !own.contains(CapabilitySet::IPC_LOCK)),
             seccomp: status.lines().find_map(|line| line.strip_prefix("Seccomp:")?.trim().parse().ok()),
             module: read("/proc/self/attr/current")
                 .and_then(|text| Module::parse(&text, read("/sys/fs/selinux/enforce").as_deref())),
@@ -92,6 +97,12 @@ impl Host {
     pub fn is_filtered(&self) -> bool {
         self.seccomp == Some(2)
     }
+}
+
+/// Whether every address could not be had because IPv6 is off; then every address of IPv4 is what is meant.
+pub fn lacks_ipv6(address: IpAddr, error: &io::Error) -> bool {
+    address == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 impl Module {

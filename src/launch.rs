@@ -22,10 +22,11 @@ use crate::content::cache::Budget;
 use crate::content::site::Rules;
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
+use crate::host;
 use crate::observe::access_log::{self, AccessLog};
 use crate::observe::admin::Admin;
 use crate::observe::counters::{Board, Counter};
-use crate::observe::metrics::Overview;
+use crate::observe::metrics::{EnginesInUse, Overview};
 use crate::serve::Worker;
 use crate::shutdown::{ENDING, Phase, Shutdown};
 use crate::sys;
@@ -145,8 +146,10 @@ impl Launcher {
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
         let doors = Doors::of(&listeners).map_err(|error| format!("cannot start: {error}"))?;
+        let engines = EnginesInUse::default();
         loop {
-            match self.start(engine, listeners, inbox)? {
+            engines.all(count, engine.name, &why);
+            match self.start(engine, &engines, listeners, inbox)? {
                 Started::All => break,
                 // `auto` decides when every worker holds its ring: memory that may be locked is counted per
                 // user, so the second worker can be refused what the first has got.
@@ -161,8 +164,7 @@ impl Launcher {
         tracing::info!("engine {}: {why}", engine.name);
         if let Some(admin) = admin {
             let overview = Overview {
-                engine: engine.name,
-                why: why.clone(),
+                engines,
                 workers: count,
                 board: self.board,
                 site: self.site.clone(),
@@ -182,6 +184,7 @@ impl Launcher {
     fn start(
         &self,
         engine: &'static Engine,
+        engines: &EnginesInUse,
         listeners: Vec<TcpListener>,
         inbox: &Receiver<Event>,
     ) -> Result<Started, String> {
@@ -197,8 +200,9 @@ impl Launcher {
             };
             let (events, gate) = (self.events.clone(), gate.clone());
             let thread = std::thread::Builder::new().name(format!("{}-{number}", engine.name));
-            let waiting = gate.clone();
-            thread.spawn(move || run_seat(engine, seat, &waiting, &events)).map_err(|error| {
+            let (waiting, engines) = (gate.clone(), engines.clone());
+            let replaced = move |by: &Engine, why| engines.replace(number, by.name, why);
+            thread.spawn(move || run_seat(engine, seat, &waiting, &events, replaced)).map_err(|error| {
                 gate.open(false);
                 format!("cannot start thread {} of {count}: {error}", number + 1)
             })?;
@@ -363,8 +367,7 @@ pub(crate) fn bind(host: &str, port: u16, count: usize) -> Result<Vec<TcpListene
     let mut address = resolve(host, port)?;
     let mut first = listen(address);
     if let Err(error) = &first
-        && address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+        && host::lacks_ipv6(address.ip(), error)
     {
         tracing::warn!("IPv6 is off on this machine; listening on 0.0.0.0 instead of ::");
         address.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -408,8 +411,14 @@ enum Started {
     Refused(String, Vec<TcpListener>),
 }
 
-/// One engine thread, from its start to its end.
-fn run_seat(engine: &'static Engine, mut seat: Seat, gate: &Gate, events: &Sender<Event>) {
+/// One engine thread, from its start to its end. Says so where another engine takes the place of its own.
+fn run_seat(
+    engine: &'static Engine,
+    mut seat: Seat,
+    gate: &Gate,
+    events: &Sender<Event>,
+    replaced: impl FnOnce(&Engine, String),
+) {
     let run = |engine: &Engine, seat: &mut Seat| {
         let run = std::panic::AssertUnwindSafe(|| (engine.run)(seat));
         std::panic::catch_unwind(run).unwrap_or_else(|_| Err(io::Error::other("it panicked, which is a bug")))
@@ -420,12 +429,15 @@ fn run_seat(engine: &'static Engine, mut seat: Seat, gate: &Gate, events: &Sende
         let _ = events.send(Event::Refused(seat.listener, refusal));
         return;
     }
+    // While it drains there may be somebody in the backlog.
     if let Err(error) = &result
         && engine.name != AUTO.1.name
-        && seat.shutdown.phase() == Phase::Serving
+        && !seat.shutdown.is_cut()
     {
-        tracing::error!("engine {} broke: {error}; this worker goes on with {}", engine.name, AUTO.1.name);
+        let why = format!("{} broke: {error}", engine.name);
+        tracing::error!("engine {why}; this worker goes on with {}", AUTO.1.name);
         seat.worker.tally.add(Counter::EngineFailures, 1);
+        replaced(AUTO.1, why);
         result = run(AUTO.1, &mut seat);
     }
     let result = result.map_err(|error| format!("the engine {} broke: {error}", engine.name));

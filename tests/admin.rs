@@ -5,28 +5,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::{Client, Server, Setup, Site, eventually, on_every_engine, request};
+use crate::common::{
+    Client, Server, Setup, Site, eventually, metric, on_every_engine, request, serves_several,
+};
 
 mod common;
-
-/// The port of the admin address, as the log line tells it.
-fn admin_port(server: &Server) -> u16 {
-    server.wait_for_stderr("/healthz");
-    let log = server.stderr();
-    let address = log.split("admin: http://").nth(1).and_then(|rest| rest.split('/').next());
-    address.and_then(|address| address.rsplit(':').next()?.parse().ok()).expect("a port in the log line")
-}
 
 fn ask(port: u16, target: &str) -> (u16, String) {
     let response = Client::connect(port).get(target);
     (response.status, response.text())
-}
-
-/// The value of a metric.
-fn metric(port: u16, name: &str) -> u64 {
-    let (_, text) = ask(port, "/metrics");
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -34,7 +21,7 @@ fn it_tells_what_was_counted() {
     on_every_engine(|engine| {
         let site = Site::with(&[("a.txt", "alpha\n")]);
         let server = Server::start(engine, &site, &["--admin", "127.0.0.1:0"]);
-        let port = admin_port(&server);
+        let port = server.admin_port();
         let mut client = server.connect();
         for _ in 0..20 {
             assert_eq!(client.get("/a.txt").text(), "alpha\n");
@@ -63,7 +50,7 @@ fn it_tells_how_many_clients_there_are() {
     on_every_engine(|engine| {
         let site = Site::with(&[("a.txt", "alpha\n")]);
         let server = Server::start(engine, &site, &["--admin", "127.0.0.1:0"]);
-        let port = admin_port(&server);
+        let port = server.admin_port();
         let clients_max = engine.capabilities.clients_max.unwrap_or(3).min(3);
         let mut clients: Vec<_> = (0..clients_max).map(|_| server.connect()).collect();
         for client in &mut clients {
@@ -80,12 +67,41 @@ fn it_tells_how_many_clients_there_are() {
 }
 
 #[test]
+fn it_tells_that_accepting_pauses() {
+    on_every_engine(|engine| {
+        if !serves_several(engine) {
+            return;
+        }
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let args = ["--admin", "127.0.0.1:0", "--max-connections", "2", "--workers", "1"];
+        let server = Server::start(engine, &site, &args);
+        let port = server.admin_port();
+        let pauses = || metric(port, "ringserve_accept_pauses_total");
+        let mut first = server.connect();
+        assert_eq!(first.get("/a.txt").status, 200);
+        assert_eq!(pauses(), 0);
+        let mut others = [server.connect(), server.connect()];
+        for other in &mut others {
+            other.request("GET", "/a.txt", &[]);
+        }
+        server.wait_for_stderr("accepting pauses");
+        eventually("a pause is counted", || pauses() >= 1);
+        // Whoever waits has his turn when another leaves.
+        drop(first);
+        for other in &mut others {
+            assert_eq!(other.response().text(), "alpha\n");
+        }
+        assert_eq!(server.stderr().matches("accepting pauses").count(), 1, "{}", server.stderr());
+    });
+}
+
+#[test]
 fn it_is_not_ready_from_the_signal_on_and_yet_clients_are_served() {
     on_every_engine(|engine| {
         let site = Site::with(&[("a.txt", "alpha\n")]);
         let args = ["--admin", "127.0.0.1:0", "--shutdown-delay", "2s"];
         let mut server = Server::start(engine, &site, &args);
-        let port = admin_port(&server);
+        let port = server.admin_port();
         assert_eq!(ask(port, "/healthz"), (200, "alive\n".into()));
         assert_eq!(ask(port, "/readyz"), (200, "ready\n".into()));
         server.signal(Signal::TERM);
@@ -100,7 +116,7 @@ fn it_is_not_ready_from_the_signal_on_and_yet_clients_are_served() {
 fn who_stalls_holds_nobody_up_for_long() {
     let site = Site::new();
     let server = Setup::new().serving("auto", &site).args(["--admin", "127.0.0.1:0"]).start();
-    let port = admin_port(&server);
+    let port = server.admin_port();
     let mut stalled = Client::connect(port);
     stalled.send("GET /hea");
     let begin = Instant::now();

@@ -226,6 +226,8 @@ fn compose_limits_the_server_and_lets_it_end_in_peace() {
         let limits = &service["deploy"]["resources"]["limits"];
         assert!(limits["memory"].is_string() && limits["cpus"].is_string(), "{limits}");
     }
+    // It writes the files that it asks for, and has nowhere else to.
+    assert_eq!(compose["services"]["compare"]["tmpfs"], json!(["/tmp"]));
     let build = &server["build"];
     let context = checkout("docker").join(build["context"].as_str().unwrap());
     assert!(context.join(build["dockerfile"].as_str().unwrap()).exists());
@@ -275,9 +277,16 @@ fn the_deployments_confine_the_server_and_roll_without_a_gap() {
     assert_eq!(security["allowPrivilegeEscalation"], false);
     assert_eq!(security["readOnlyRootFilesystem"], true);
     assert_eq!(security["capabilities"], json!({ "drop": ["ALL"] }));
-    for probe in ["readinessProbe", "livenessProbe"] {
-        assert_eq!(container[probe]["exec"]["command"], json!(["/ringserve", "healthcheck"]), "{probe}");
+    let ports: Vec<&Value> =
+        container["ports"].as_array().unwrap().iter().map(|port| &port["name"]).collect();
+    assert_eq!(ports, ["http", "admin"]);
+    assert_eq!(variable(pod, "SERVER_ADMIN"), format!("[::]:{}", container["ports"][1]["containerPort"]));
+    for (probe, path) in [("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")] {
+        assert_eq!(container[probe]["httpGet"], json!({ "path": path, "port": "admin" }), "{probe}");
     }
+    // Readiness is lost, and everybody knows, well before clients are turned away.
+    let probe = |name: &str| container["readinessProbe"][name].as_u64().unwrap();
+    let noticed = probe("periodSeconds") * probe("failureThreshold") + probe("timeoutSeconds");
     assert!(container.get("lifecycle").is_none(), "the delay takes the place of a preStop hook");
     for kind in ["requests", "limits"] {
         let amounts = &container["resources"][kind];
@@ -285,7 +294,7 @@ fn the_deployments_confine_the_server_and_roll_without_a_gap() {
     }
     let seconds = |name| -> u64 { variable(pod, name).strip_suffix('s').unwrap().parse().unwrap() };
     let (delay, grace) = (seconds("SERVER_SHUTDOWN_DELAY"), seconds("SERVER_GRACE_PERIOD"));
-    assert!(delay > 0);
+    assert!(delay > noticed, "{delay} {noticed}");
     assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > delay + grace);
 }
 
@@ -297,7 +306,9 @@ fn service_budget_and_autoscaler_mean_the_deployment() {
     assert_eq!(&service["spec"]["selector"], labels);
     let port = &deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0];
     assert_eq!(port["containerPort"], 8080);
-    assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
+    let ports = service["spec"]["ports"].as_array().unwrap();
+    // What is for operators is not among them.
+    assert_eq!(ports.iter().map(|port| &port["targetPort"]).collect::<Vec<_>>(), [&port["name"]]);
     let budget = yaml("docker/kubernetes/disruption-budget.yaml");
     assert_eq!(
         (&budget["apiVersion"], &budget["kind"]),

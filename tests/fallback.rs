@@ -5,9 +5,10 @@ use std::io;
 
 use ringserve::engines::AUTO;
 use rustix::process::Signal;
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-use crate::common::confine::{REFUSALS, filtered, is_permitted_at_all, with_memlock};
-use crate::common::{Setup, Site, numbered_bytes, on_every_engine};
+use crate::common::confine::{REFUSALS, compiled, filtered, is_permitted_at_all, under, with_memlock};
+use crate::common::{Client, Setup, Site, numbered_bytes, on_every_engine};
 
 mod common;
 
@@ -67,6 +68,24 @@ fn auto_serves_with_however_little_memory_that_may_be_locked() {
         for _ in 0..8 {
             assert_eq!(server.get("/a.txt").text(), "alpha\n", "{kibibytes} KiB");
         }
+        server.signal(Signal::TERM);
+        server.ends_well();
+    }
+}
+
+/// Where there is no IPv6, every address is every address of IPv4, for the public and for the operator.
+#[test]
+fn without_ipv6_it_listens_on_ipv4() {
+    let site = Site::with(&[("a.txt", "alpha\n")]);
+    let is_ipv6 = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_INET6 as u64);
+    let rule = SeccompRule::new(vec![is_ipv6.unwrap()]).unwrap();
+    for errno in [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL] {
+        let filter = compiled(libc::SYS_socket, vec![rule.clone()], errno);
+        let setup = Setup::new().arg(site.root()).args(["--port", "0", "--admin", "[::]:0"]);
+        let mut server = under(setup, vec![filter]).start();
+        assert_eq!(server.get("/a.txt").text(), "alpha\n");
+        assert_eq!(Client::connect(server.admin_port()).get("/readyz").status, 200);
+        assert!(server.stderr().contains("IPv6 is off"), "{}", server.stderr());
         server.signal(Signal::TERM);
         server.ends_well();
     }

@@ -215,6 +215,8 @@ impl<'a, W: Watch> Crowd<'a, W> {
                         self.note.pause(&mut self.seat.worker, &errno.to_string());
                         return self.pause_accepting();
                     }
+                    // The engine whose place this one has taken has ended the listener already.
+                    AcceptError::Broken if self.is_to_drain() => return Ok(()),
                     AcceptError::Broken => return Err(errno.into()),
                 },
             }
@@ -404,7 +406,11 @@ impl<'a, W: Watch> Crowd<'a, W> {
             self.watch.accepting(&self.seat.listener, false)?;
         }
         self.accepting = Accepting::Ended;
-        calls::shutdown(&self.seat.listener, rustix::net::Shutdown::Both)?;
+        match calls::shutdown(&self.seat.listener, rustix::net::Shutdown::Both) {
+            // It has ended already, by the engine whose place this one has taken.
+            Ok(()) | Err(Errno::NOTCONN) => {}
+            Err(errno) => return Err(errno.into()),
+        }
         // From here on the clock tells when to look.
         self.watch.draining(&self.seat.shutdown)?;
         let now = self.seat.worker.clock.now();

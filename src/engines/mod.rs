@@ -219,6 +219,8 @@ impl PauseNote {
 
     fn pause(&mut self, worker: &mut Worker, why: &str) {
         worker.tally.add(Counter::AcceptPauses, 1);
+        // Some do nothing else until the pause is over.
+        calls::publish(worker);
         let now = worker.clock.now();
         if self.quiet_until <= now {
             self.quiet_until = now.after(Duration::from_secs(60));

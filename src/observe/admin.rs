@@ -6,7 +6,7 @@
 //! while they drain.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::content::cache::Budget;
 use crate::content::pages::{Page, Pages};
 use crate::content::site::Rules;
 use crate::engines::{SIMPLEST, Seat};
+use crate::host;
 use crate::http::Status;
 use crate::http::connection::Limits;
 use crate::observe::counters::Tally;
@@ -31,7 +32,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 pub struct Admin(TcpListener);
 
 impl Admin {
-    /// Binds an address such as `127.0.0.1:9090` or `[::]:9090`. The error is one line for the user.
+    /// Binds an address such as `127.0.0.1:9090` or `[::]:9090`, which is every one, also where IPv6 is off.
+    /// The error is one line for the user.
     ///
     /// # Errors
     /// What is wrong with the address.
@@ -41,7 +43,13 @@ impl Admin {
             format!("cannot listen on {address} for --admin: {error}; {advice}")
         };
         let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(cannot)?.collect();
-        TcpListener::bind(&*addresses).map(Admin).map_err(cannot)
+        let listener = TcpListener::bind(&*addresses).or_else(|error| match &*addresses {
+            [one] if host::lacks_ipv6(one.ip(), &error) => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, one.port()))
+            }
+            _ => Err(error),
+        });
+        listener.map(Admin).map_err(cannot)
     }
 
     /// Where it listens.

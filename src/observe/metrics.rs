@@ -1,7 +1,7 @@
 //! What is counted, as the text that Prometheus scrapes.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -26,13 +26,42 @@ const ANSWERS: [(Counter, &str); 4] = [
     (Counter::Answered5xx, "5xx"),
 ];
 
+/// The engine of each worker, and why that one, in the words of the log. One that breaks is replaced.
+#[derive(Clone, Debug, Default)]
+pub struct EnginesInUse(Arc<Mutex<Vec<(&'static str, String)>>>);
+
+impl EnginesInUse {
+    /// All workers, so many, run that engine.
+    pub fn all(&self, workers: usize, engine: &'static str, why: &str) {
+        *self.lock() = vec![(engine, why.to_owned()); workers];
+    }
+
+    /// The worker of that number runs that engine from now on.
+    pub fn replace(&self, worker: usize, engine: &'static str, why: String) {
+        self.lock()[worker] = (engine, why);
+    }
+
+    /// Each engine that runs, with each reason why, once.
+    fn distinct(&self) -> Vec<(&'static str, String)> {
+        let mut distinct = Vec::new();
+        for one in &*self.lock() {
+            if !distinct.contains(one) {
+                distinct.push(one.clone());
+            }
+        }
+        distinct
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(&'static str, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The server as an operator sees it.
 #[derive(Clone, Debug)]
 pub struct Overview {
-    /// The engine that serves.
-    pub engine: &'static str,
-    /// Why that one, in the words of the start-up line.
-    pub why: String,
+    /// The engines that serve.
+    pub engines: EnginesInUse,
     /// Threads that serve.
     pub workers: usize,
     /// What they count.
@@ -61,13 +90,11 @@ impl Overview {
 
 impl Collector for Overview {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        encoder
-            .encode_descriptor("engine", "The engine that serves, and why.", None, MetricType::Info)?
-            .encode_info(&[
-                ("name", self.engine),
-                ("reason", &*self.why),
-                ("version", env!("CARGO_PKG_VERSION")),
-            ])?;
+        let what = "The engine that serves, and why; two of them where some workers' has broken.";
+        let mut info = encoder.encode_descriptor("engine", what, None, MetricType::Info)?;
+        for (name, why) in self.engines.distinct() {
+            info.encode_info(&[("name", name), ("reason", &why), ("version", env!("CARGO_PKG_VERSION"))])?;
+        }
         // In this order, so that nobody is counted as ended and not as accepted.
         let ended = self.board.total(Counter::ConnectionsEnded);
         let open = self.board.total(Counter::Connections).saturating_sub(ended);
@@ -111,9 +138,11 @@ mod tests {
         board.tally(1).add(Counter::Loads, 2);
         board.tally(1).add(Counter::Connections, 7);
         board.tally(0).add(Counter::ConnectionsEnded, 4);
+        let engines = EnginesInUse::default();
+        engines.all(3, "name", "it was \"asked for\"\nand more");
+        engines.replace(1, "other", "name broke".into());
         let overview = Overview {
-            engine: "name",
-            why: "it was \"asked for\"\nand more".into(),
+            engines,
             workers: 2,
             board,
             site: Arc::new(Site::open(Path::new("/"), Rules::default()).unwrap()),
@@ -122,6 +151,7 @@ mod tests {
         let text = overview.text();
         for line in [
             "ringserve_engine_info{name=\"name\",reason=\"it was \\\"asked for\\\"\\nand more\",version=",
+            "ringserve_engine_info{name=\"other\",reason=\"name broke\",version=",
             "ringserve_ready 1\n",
             "ringserve_workers 2\n",
             "ringserve_answers_total{class=\"4xx\"} 3\n",

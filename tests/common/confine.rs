@@ -7,18 +7,21 @@ use std::os::unix::process::CommandExt;
 use ringserve::engines::AUTO;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, apply_filter};
 
 use super::Setup;
 
 /// The program under a filter of system calls, as container engines set one: this call fails with that error.
 pub fn filtered(setup: Setup, call: i64, errno: i32) -> Setup {
+    under(setup, vec![compiled(call, Vec::new(), errno)])
+}
+
+/// A filter under which this call fails with that error where one of the rules holds, or there is none.
+pub fn compiled(call: i64, rules: Vec<SeccompRule>, errno: i32) -> BpfProgram {
     let arch = std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows");
-    let forbidden = [(call, Vec::new())].into_iter().collect();
+    let forbidden = [(call, rules)].into_iter().collect();
     let (others, this) = (SeccompAction::Allow, SeccompAction::Errno(errno.cast_unsigned()));
-    let filter = SeccompFilter::new(forbidden, others, this, arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    under(setup, vec![program])
+    SeccompFilter::new(forbidden, others, this, arch).unwrap().try_into().unwrap()
 }
 
 /// The program under these filters, all of them at the same time.

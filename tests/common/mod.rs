@@ -17,6 +17,7 @@ use tempfile::TempDir;
 mod client;
 pub mod confine;
 mod server;
+pub mod supervise;
 
 #[allow(unused_imports, reason = "as above")]
 pub use client::{Client, End, Head, Response, request};
@@ -105,6 +106,14 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The value of a metric, asked for at an admin address.
+#[track_caller]
+pub fn metric(admin: u16, name: &str) -> u64 {
+    let text = Client::connect(admin).get("/metrics").text();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// Bytes in which every eight tell their place, so that no piece can be mistaken for another.

@@ -218,6 +218,15 @@ impl Server {
         assert!(found.is_some(), "no {words:?} on standard error: {}", self.stderr());
     }
 
+    /// The port of its admin address, as the log line tells it.
+    #[track_caller]
+    pub fn admin_port(&self) -> u16 {
+        self.wait_for_stderr("/healthz");
+        let log = self.stderr();
+        let address = log.split("admin: http://").nth(1).and_then(|rest| rest.split('/').next());
+        address.and_then(|address| address.rsplit(':').next()?.parse().ok()).expect("a port in the log line")
+    }
+
     /// Goes on reading standard output.
     pub fn read_on(&self) {
         self.stdout.release(false);

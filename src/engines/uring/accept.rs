@@ -43,6 +43,8 @@ pub struct Acceptor {
     cancelled: bool,
     /// Whether a multishot accept has ended before.
     rearms: bool,
+    /// Whether there was no room when it was last looked.
+    is_full: bool,
     note: PauseNote,
 }
 
@@ -74,6 +76,7 @@ impl Acceptor {
             in_flight: 0,
             cancelled: false,
             rearms: false,
+            is_full: false,
             note: PauseNote::default(),
         }
     }
@@ -141,11 +144,22 @@ impl Acceptor {
     }
 
     /// Puts as much in flight as there is room for.
-    pub fn arm(&mut self, ring: &mut Ring, listener: &TcpListener, room: usize, now: Tick) -> io::Result<()> {
+    pub fn arm(
+        &mut self,
+        ring: &mut Ring,
+        listener: &TcpListener,
+        room: usize,
+        worker: &mut Worker,
+    ) -> io::Result<()> {
         match self.phase {
-            Phase::Paused(until) if now < until => Ok(()),
+            Phase::Paused(until) if worker.clock.now() < until => Ok(()),
             Phase::Accepting | Phase::Paused(_) => {
                 self.phase = Phase::Accepting;
+                let is_full = room == 0;
+                if is_full && !self.is_full {
+                    self.note.pause_full(worker, self.connections_max);
+                }
+                self.is_full = is_full;
                 let multishot = !self.wants_peers && room >= MULTISHOT_ROOM;
                 if self.multishot {
                     return if multishot { Ok(()) } else { self.cancel(ring) };

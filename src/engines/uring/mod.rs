@@ -48,7 +48,7 @@ use crate::shutdown::Phase;
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 pub use self::probe::trials;
-use self::ring::{BUFFER_GROUP, Completion, Ring};
+use self::ring::{BUFFER_GROUP, BUFFERS, Completion, Ring};
 use self::send::{FileBuffers, Message};
 use super::resident::{Resident, take_in_short_spans};
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
@@ -75,6 +75,9 @@ const HEAVY_MIN: u64 = 64 * 1024;
 const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Receives in a row that find no buffer, for each client and buffer, until the buffers are believed to be
+/// gone. Where they are only lent, every turn of the loop gives some of them out.
+const UNSERVED_MAX: usize = 16;
 /// How often a draining thread looks whether it is to cut what is left.
 const CUT_CHECK: Duration = Duration::from_millis(100);
 
@@ -97,6 +100,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         loads_waiting: VecDeque::new(),
         file_buffers: FileBuffers::default(),
         spare: Vec::new(),
+        unserved: 0,
         can_install: true,
         paused: Vec::new(),
         paused_until: Tick::NEVER,
@@ -169,6 +173,8 @@ struct Loop<'a> {
     file_buffers: FileBuffers,
     /// Outboxes of connections that have nothing to send, so that idle ones hold no memory.
     spare: Vec<Outbox>,
+    /// Receives that found no buffer since the last that found one.
+    unserved: usize,
     /// Whether the kernel can install descriptors (Linux 6.8), as far as is known.
     can_install: bool,
     /// Sends to be tried again, and when.
@@ -367,6 +373,14 @@ impl Loop<'_> {
         slot.outbox = self.spare.pop().unwrap_or_default();
         let worker = &mut self.seat.worker;
         let buffer = cqueue::buffer_select(completion.flags);
+        if buffer.is_some() {
+            self.unserved = 0;
+        } else if completion.result == -libc::ENOBUFS {
+            self.unserved += 1;
+            if self.unserved > UNSERVED_MAX * (self.connections + usize::from(BUFFERS)) {
+                return Err(io::Error::other("its receive buffers are gone"));
+            }
+        }
         let want = match completion.result {
             0 => worker.ended(&mut slot.conn, &mut slot.outbox),
             n @ 1.. => {
@@ -548,7 +562,7 @@ impl Loop<'_> {
 
     fn arm_acceptor(&mut self) -> io::Result<()> {
         let room = self.seat.connections_max.saturating_sub(self.connections);
-        self.acceptor.arm(&mut self.ring, &self.seat.listener, room, self.seat.worker.clock.now())
+        self.acceptor.arm(&mut self.ring, &self.seat.listener, room, &mut self.seat.worker)
     }
 
     /// Who waits in the backlog already has a connection as far as he can tell, and is served. Then the

@@ -305,11 +305,21 @@ fn blame_on(host: &Host, calls_forbidden: bool, refused: &Refused) -> (Culprit, 
             format!("{step}: {error}: this kernel ({release}) has no io_uring, or a sandbox hides it"),
             "Linux 6.1 or later, built with io_uring, and no sandbox such as gVisor in front of it",
         ),
-        Some(libc::ENOMEM) => (
-            Culprit::Memlock,
-            format!("{step}: {error}: this user may lock too little memory"),
-            ALLOW_BY_MEMLOCK,
-        ),
+        Some(libc::ENOMEM) => match host.memlock {
+            Some(bytes) => (
+                Culprit::Memlock,
+                format!("{step}: {error}: this user may lock no more than {} KiB of memory", bytes >> 10),
+                ALLOW_BY_MEMLOCK,
+            ),
+            None => (
+                Culprit::Unknown,
+                format!(
+                    "{step}: {error}: the kernel has no memory for it, or the control group allows no more"
+                ),
+                "more memory; docker run --memory 256m; compose deploy.resources.limits.memory: 256M; \
+                 Kubernetes resources.limits.memory: 256Mi",
+            ),
+        },
         Some(libc::EMFILE | libc::ENFILE) => {
             (Culprit::Descriptors, format!("{step}: {error}"), ALLOW_DESCRIPTORS)
         }
@@ -330,14 +340,26 @@ fn blame_sysctl(host: &Host) -> Refusal {
         let cause = "kernel.io_uring_disabled is 2: forbidden for all".to_owned();
         return Refusal { cause, remedy: remedy.to_owned() };
     }
-    let cause = "kernel.io_uring_disabled is 1: forbidden for all but the group kernel.io_uring_group";
-    let remedy = host.io_uring_group.map_or(remedy.to_owned(), |group| {
+    let cause = "kernel.io_uring_disabled is 1: forbidden to all without CAP_SYS_ADMIN";
+    let run_in = |group: &str| {
         format!(
-            "{remedy}; or run in that group: docker run --group-add {group}; compose group_add: [{group}]; \
+            "docker run --group-add {group}; compose group_add: [{group}]; \
              Kubernetes securityContext.supplementalGroups: [{group}]"
         )
-    });
-    Refusal { cause: cause.to_owned(), remedy }
+    };
+    match host.io_uring_group.map(|group| group.to_string()) {
+        Some(group) => Refusal {
+            cause: format!("{cause} who are not in the group {group}, kernel.io_uring_group"),
+            remedy: format!("{remedy}; or run in that group: {}", run_in(&group)),
+        },
+        None => Refusal {
+            cause: format!("{cause}, and kernel.io_uring_group names no group"),
+            remedy: format!(
+                "{remedy}; or sysctl -w kernel.io_uring_group=GID there, and run in that group: {}",
+                run_in("GID")
+            ),
+        },
+    }
 }
 
 /// Somebody forbids it, and it is no filter.
@@ -376,10 +398,13 @@ mod tests {
         let selinux = Host { module: Some(Module::Selinux("a:b:container_t:s0".into())), ..free.clone() };
         let both = Host { seccomp: Some(2), ..selinux.clone() };
         let apparmor = Host { module: Some(Module::AppArmor("mine (enforce)".into())), ..free.clone() };
+        let groupless = Host { io_uring_group: None, ..sysctl(1) };
+        let narrow = Host { memlock: Some(65_536), ..free.clone() };
         let setup = ring::STEPS[0];
         for (host, sure, step, errno, cause, remedy) in [
             (&sysctl(2), true, setup, libc::EPERM, "io_uring_disabled is 2", "sysctl -w"),
             (&sysctl(1), true, setup, libc::EPERM, "io_uring_disabled is 1", "--group-add 27"),
+            (&groupless, true, setup, libc::EPERM, "names no group", "io_uring_group=GID"),
             // The sysctl is asked when a ring is made, and at no other time.
             (&sysctl(2), true, ring::STEPS[1], libc::EPERM, "by this process's seccomp", "seccompProfile"),
             (&filtered, true, setup, libc::EPERM, "by this process's seccomp", "seccomp=seccomp.json"),
@@ -393,7 +418,8 @@ mod tests {
             (&both, true, setup, libc::EPERM, "by this process's seccomp", "seccomp=seccomp.json"),
             (&apparmor, false, setup, libc::EPERM, "by AppArmor", "appArmorProfile"),
             (&free, false, setup, libc::EPERM, "cannot be seen from inside", "audit log"),
-            (&free, false, setup, libc::ENOMEM, "lock too little memory", "--ulimit memlock"),
+            (&narrow, false, setup, libc::ENOMEM, "no more than 64 KiB", "--ulimit memlock"),
+            (&free, false, setup, libc::ENOMEM, "no memory for it", "--memory"),
             (&free, false, setup, libc::EMFILE, "io_uring_setup", "--ulimit nofile"),
             (&free, false, setup, libc::EINVAL, "(6.12.0) does not know it", "Linux 6.1"),
         ] {

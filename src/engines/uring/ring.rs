@@ -20,7 +20,7 @@ use crate::observe::counters::{Counter, Tally};
 /// The one group of provided buffers.
 pub const BUFFER_GROUP: u16 = 0;
 /// Receive buffers of an engine thread. They are held only from a completion to its `turn`.
-const BUFFERS: u16 = 256;
+pub const BUFFERS: u16 = 256;
 /// The kernel's own threads that may wait for a ring's files at once, and for anything else. Left alone, it
 /// takes up to four for each CPU of the machine, however few of them are ours, and for anything else as many
 /// as the user may have processes; each counts as a process of the container. A disk is kept busy by so many,
