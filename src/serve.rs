@@ -21,7 +21,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, Tick};
+use crate::clock::Clock;
 use crate::content::cache::{Budget, Lookup};
 use crate::content::{Cache, Entry, Load, Loaded, Site, Store, answer, path, store};
 use crate::http::connection::{Connection, Ending, Limits};
@@ -351,7 +351,6 @@ impl Worker {
         out: &mut Outbox,
         ready: Option<&Loaded>,
     ) -> Option<Box<Load>> {
-        let now = self.clock.now();
         let found;
         let mut held = None;
         let reply = match request.method {
@@ -359,15 +358,17 @@ impl Worker {
             Method::Get | Method::Head => {
                 let hidden = self.site.rules().include_hidden;
                 match path::canonical(request.path, hidden, &mut self.scratch) {
-                    Ok(path) => match find(&self.site, &mut self.store, now, request, path, ready, &mut held)
-                    {
-                        Ok(entry) => {
-                            self.tally.add(Counter::CacheHits, u64::from(ready.is_none()));
-                            found = entry;
-                            answer::answer(request, found, self.clock.unix_seconds())
+                    Ok(path) => {
+                        match find(&self.site, &mut self.store, &self.clock, request, path, ready, &mut held)
+                        {
+                            Ok(entry) => {
+                                self.tally.add(Counter::CacheHits, u64::from(ready.is_none()));
+                                found = entry;
+                                answer::answer(request, found, self.clock.unix_seconds())
+                            }
+                            Err(load) => return Some(load),
                         }
-                        Err(load) => return Some(load),
-                    },
+                    }
                     Err(status) => Reply::page(status),
                 }
             }
@@ -436,16 +437,16 @@ impl Worker {
 fn find<'a>(
     site: &Arc<Site>,
     store: &'a mut Store,
-    now: Tick,
+    clock: &Clock,
     request: &Request,
     path: &[u8],
     ready: Option<&'a Loaded>,
     held: &'a mut Option<Arc<Entry>>,
 ) -> Result<&'a Entry, Box<Load>> {
     match store {
-        Store::Own(cache) => Ok(find_in(site, cache, now, request, path, ready)?),
+        Store::Own(cache) => Ok(find_in(site, cache, clock, request, path, ready)?),
         Store::Shared(cache) => {
-            let entry = find_in(site, &mut store::lock(cache), now, request, path, ready)?.clone();
+            let entry = find_in(site, &mut store::lock(cache), clock, request, path, ready)?.clone();
             Ok(held.insert(entry))
         }
     }
@@ -456,11 +457,12 @@ fn find<'a>(
 fn find_in<'a>(
     site: &Arc<Site>,
     cache: &'a mut Cache,
-    now: Tick,
+    clock: &Clock,
     request: &Request,
     path: &[u8],
     ready: Option<&'a Loaded>,
 ) -> Result<&'a Arc<Entry>, Box<Load>> {
+    let (now, unix_seconds) = (clock.now(), clock.unix_seconds());
     let ready = ready.filter(|loaded| *loaded.path == *path);
     if let Some(Loaded { entry, coding: Some(_), .. }) = ready {
         return Ok(entry);
@@ -472,9 +474,9 @@ fn find_in<'a>(
             Lookup::Fresh(found) => cache.entry(*place.insert(found)),
             Lookup::Stale(found) => {
                 let known = cache.entry(found).clone();
-                return Err(Box::new(Load::plain(site, path, Some(known))));
+                return Err(Box::new(Load::plain(site, path, Some(known), unix_seconds)));
             }
-            Lookup::Unknown => return Err(Box::new(Load::plain(site, path, None))),
+            Lookup::Unknown => return Err(Box::new(Load::plain(site, path, None, unix_seconds))),
         },
     };
     let coding = match &**plain {
@@ -489,9 +491,9 @@ fn find_in<'a>(
             Lookup::Fresh(place) => Ok(cache.entry(place)),
             Lookup::Stale(place) => {
                 let known = cache.entry(place).clone();
-                Err(Box::new(Load::sibling(site, path, &plain, coding, Some(known))))
+                Err(Box::new(Load::sibling(site, path, &plain, coding, Some(known), unix_seconds)))
             }
-            Lookup::Unknown => Err(Box::new(Load::sibling(site, path, &plain, coding, None))),
+            Lookup::Unknown => Err(Box::new(Load::sibling(site, path, &plain, coding, None, unix_seconds))),
         };
     }
     match place {

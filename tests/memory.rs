@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, openat2};
 use tempfile::TempDir;
@@ -330,6 +330,26 @@ fn a_change_is_seen_however_much_is_pipelined() {
         let output = String::from_utf8_lossy(&client.output);
         assert!(output.ends_with(content), "{content}: {output}");
     }
+}
+
+/// The file is loaded some time after the turn began that the answer is dated by: near the end of a second
+/// that is the next one, and `Last-Modified` was later than `Date`.
+#[test]
+fn no_file_is_said_to_be_of_a_later_moment_than_the_answer() {
+    let fixture = Fixture::new();
+    let modified = SystemTime::now() + Duration::from_secs(1_000_000);
+    let file = File::options().write(true).open(fixture.folder.path().join("a.txt")).unwrap();
+    file.set_modified(modified).unwrap();
+    let mut worker = fixture.worker();
+    let turn = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() - 1;
+    worker.clock = Clock::at(Tick::from_number(1000), turn);
+    let mut client = Client::new(&mut worker, vec![get("/a.txt", "").into_bytes()]);
+    while !client.over {
+        client.step(&mut worker, &mut Manner::Smooth);
+    }
+    let output = String::from_utf8_lossy(&client.output);
+    let value = |name: &str| output.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+    assert_eq!(value("Last-Modified:"), value("Date:"), "{output}");
 }
 
 /// One copy is made for many answers, and none for what is asked for once.

@@ -62,6 +62,9 @@ pub struct Load {
     known: Option<Arc<Entry>>,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     count: u32,
+    /// When it began, in seconds since 1970, by the clock that answers are dated by: no other date that is said is
+    /// to be later.
+    began: u64,
     tries: u8,
     state: State,
 }
@@ -145,26 +148,27 @@ pub struct Loaded {
 }
 
 impl Load {
-    /// Loads what a canonical path means.
-    pub fn plain(site: &Arc<Site>, path: &[u8], known: Option<Arc<Entry>>) -> Load {
+    /// Loads what a canonical path means. `now` is in seconds since 1970.
+    pub fn plain(site: &Arc<Site>, path: &[u8], known: Option<Arc<Entry>>, now: u64) -> Load {
         let state = match (site.pages(), site.candidate(path, 0)) {
             (Some(pages), _) => {
                 let cache_control = site.rules().cache_control.as_deref();
-                State::Done(Arc::new(Entry::made(pages.make(path), cache_control, site.ledger(), now())))
+                State::Done(Arc::new(Entry::made(pages.make(path), cache_control, site.ledger(), now)))
             }
             (None, Some(name)) => State::Opening { number: 0, name, target: None },
             (None, None) => State::Done(nothing(Status::NotFound)),
         };
-        Load::new(site, path, Want::Plain, known, state)
+        Load::new(site, path, Want::Plain, known, state, now)
     }
 
-    /// Loads a sibling of `plain`, the file that the path means.
+    /// Loads a sibling of `plain`, the file that the path means. `now` is in seconds since 1970.
     pub fn sibling(
         site: &Arc<Site>,
         path: &[u8],
         plain: &Arc<Entry>,
         coding: Coding,
         known: Option<Arc<Entry>>,
+        now: u64,
     ) -> Load {
         let state = match &**plain {
             Entry::File(file) => {
@@ -172,12 +176,19 @@ impl Load {
             }
             _ => State::Done(plain.clone()),
         };
-        Load::new(site, path, Want::Sibling(coding, plain.clone()), known, state)
+        Load::new(site, path, Want::Sibling(coding, plain.clone()), known, state, now)
     }
 
-    fn new(site: &Arc<Site>, path: &[u8], want: Want, known: Option<Arc<Entry>>, state: State) -> Load {
+    fn new(
+        site: &Arc<Site>,
+        path: &[u8],
+        want: Want,
+        known: Option<Arc<Entry>>,
+        state: State,
+        began: u64,
+    ) -> Load {
         let count = site.changes().count(path, want.coding());
-        Load { site: site.clone(), path: path.into(), want, known, count, tries: 0, state }
+        Load { site: site.clone(), path: path.into(), want, known, count, began, tries: 0, state }
     }
 
     /// The operation to do now.
@@ -399,7 +410,7 @@ impl Load {
             settled: found.settled,
             stamp: found.stamp,
             cache_control: self.site.rules().cache_control.as_deref(),
-            now: now(),
+            now: self.began,
         }))))
     }
 

@@ -21,16 +21,21 @@ const PARTS_MAX: usize = 48;
 /// An emptied text buffer larger than this is given back, so that one burst does not stay for ever.
 const TEXT_KEPT_MAX: usize = 96 * 1024;
 
-/// An ordered queue of bytes to send.
+/// An ordered queue of bytes to send. One that is empty from the start is no more than a pointer: an idle
+/// connection holds one of these.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct Outbox(Option<Box<Queue>>);
+
+/// What an outbox holds.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
     text: Vec<u8>,
     parts: VecDeque<Part>,
 }
 
 #[derive(Debug)]
 enum Part {
-    /// A piece of `Outbox::text`.
+    /// A piece of `Queue::text`.
     Text(Range<usize>),
     Shared(Blob, Range<usize>),
     File(Arc<Source>, Range<u64>),
@@ -59,7 +64,7 @@ pub enum Chunk<'a> {
     Empty,
 }
 
-impl Outbox {
+impl Queue {
     /// Appends text, copied.
     #[inline]
     pub fn text(&mut self, bytes: &[u8]) {
@@ -88,29 +93,39 @@ impl Outbox {
             self.parts.push_back(Part::File(file.clone(), range));
         }
     }
+}
+
+impl Outbox {
+    /// The end of the queue, to append to.
+    #[inline]
+    pub(super) fn end(&mut self) -> &mut Queue {
+        self.0.get_or_insert_default()
+    }
 
     /// Has short spans of files read into the text, so that they leave in one piece with the heads around
     /// them. `read` appends so many bytes of the file from an offset on, or fewer where it would have to
     /// wait, and then that span stays as it was.
     pub fn take_in(&mut self, len_max: u64, mut read: impl FnMut(&Source, &mut Vec<u8>, u64, usize)) {
+        let Some(queue) = &mut self.0 else { return };
+        let Queue { text, parts } = &mut **queue;
         let mut taken = false;
         // Once round the queue: each part comes off the front and goes to the back.
-        for number in 0..self.parts.len() {
-            let Some(part) = self.parts.pop_front() else { return };
-            let start = self.text.len();
+        for number in 0..parts.len() {
+            let Some(part) = parts.pop_front() else { return };
+            let start = text.len();
             let has_moved = match &part {
                 Part::File(file, span) if span.end - span.start <= len_max && start < TAKEN_MAX => {
                     let len = (span.end - span.start) as usize;
-                    read(file, &mut self.text, span.start, len);
-                    taken = self.text.len() == start + len;
+                    read(file, text, span.start, len);
+                    taken = text.len() == start + len;
                     if !taken {
-                        self.text.truncate(start);
+                        text.truncate(start);
                     }
                     taken
                 }
                 // It follows on what was read, and so it does in the text from now on.
                 Part::Text(range) if taken => {
-                    self.text.extend_from_within(range.clone());
+                    text.extend_from_within(range.clone());
                     true
                 }
                 _ => {
@@ -118,22 +133,23 @@ impl Outbox {
                     false
                 }
             };
-            match self.parts.back_mut() {
-                _ if !has_moved => self.parts.push_back(part),
-                Some(Part::Text(range)) if number > 0 && range.end == start => range.end = self.text.len(),
-                _ => self.parts.push_back(Part::Text(start..self.text.len())),
+            match parts.back_mut() {
+                _ if !has_moved => parts.push_back(part),
+                Some(Part::Text(range)) if number > 0 && range.end == start => range.end = text.len(),
+                _ => parts.push_back(Part::Text(start..text.len())),
             }
         }
     }
 
     /// Shows what is to be sent next. Memory is shown as slices, as many as there are side by side and fit.
     pub fn front<'a, const N: usize>(&'a self, slices: &mut [IoSlice<'a>; N]) -> Chunk<'a> {
+        let Some(queue) = &self.0 else { return Chunk::Empty };
         let mut count = 0;
         let mut room = PIECE;
         let mut clipped = false;
-        for part in &self.parts {
+        for part in &queue.parts {
             let bytes = match part {
-                Part::Text(range) => &self.text[range.clone()],
+                Part::Text(range) => &queue.text[range.clone()],
                 Part::Shared(blob, range) => &blob.bytes()[range.clone()],
                 Part::File(file, range) if count == 0 => {
                     return Chunk::File { file, at: range.start, len: range.end - range.start };
@@ -151,15 +167,19 @@ impl Outbox {
         }
         match count {
             0 => Chunk::Empty,
-            _ => Chunk::Memory { slices: count, more: clipped || count < self.parts.len() },
+            _ => Chunk::Memory { slices: count, more: clipped || count < queue.parts.len() },
         }
     }
 
     /// Takes `n` bytes off the front: they were sent. `n` is never more than `front` showed.
     pub fn sent(&mut self, n: u64) {
+        let Some(queue) = &mut self.0 else {
+            assert_eq!(n, 0, "no more is sent than front showed");
+            return;
+        };
         let mut left = n;
         while left > 0 {
-            let part = self.parts.front_mut().expect("no more is sent than front showed");
+            let part = queue.parts.front_mut().expect("no more is sent than front showed");
             let (taken, rest) = match part {
                 Part::Text(range) | Part::Shared(_, range) => {
                     let taken = left.min(range.len() as u64);
@@ -174,13 +194,13 @@ impl Outbox {
             };
             left -= taken;
             if rest == 0 {
-                self.parts.pop_front();
+                queue.parts.pop_front();
             }
         }
-        if self.parts.is_empty() {
-            self.text.clear();
-            if self.text.capacity() > TEXT_KEPT_MAX {
-                self.text = Vec::new();
+        if queue.parts.is_empty() {
+            queue.text.clear();
+            if queue.text.capacity() > TEXT_KEPT_MAX {
+                queue.text = Vec::new();
             }
         }
     }
@@ -188,13 +208,13 @@ impl Outbox {
     /// Whether one more whole reply fits.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.text.len() < TEXT_MAX && self.parts.len() < PARTS_MAX
+        self.0.as_ref().is_none_or(|queue| queue.text.len() < TEXT_MAX && queue.parts.len() < PARTS_MAX)
     }
 
     /// Whether nothing is left to send.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        self.0.as_ref().is_none_or(|queue| queue.parts.is_empty())
     }
 }
 
@@ -227,12 +247,12 @@ mod tests {
         let blob = Blob::new(b"0123456789".to_vec(), &ledger);
         for step in 1..40 {
             let mut out = Outbox::default();
-            out.text(b"head ");
-            out.text(b"one ");
-            out.shared(&blob, 2..8);
-            out.shared(&blob, 0..0);
-            out.text(b" two ");
-            out.shared(&blob, 9..10);
+            out.end().text(b"head ");
+            out.end().text(b"one ");
+            out.end().shared(&blob, 2..8);
+            out.end().shared(&blob, 0..0);
+            out.end().text(b" two ");
+            out.end().shared(&blob, 9..10);
             assert_eq!(drain(&mut out, step), b"head one 234567 two 9", "step {step}");
             assert!(out.is_empty());
         }
@@ -243,9 +263,9 @@ mod tests {
     fn text_side_by_side_is_one_slice_and_more_is_told() {
         let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9));
         let mut out = Outbox::default();
-        out.text(b"a");
-        out.text(b"b");
-        out.file(&file, 5..9);
+        out.end().text(b"a");
+        out.end().text(b"b");
+        out.end().file(&file, 5..9);
         let mut slices = [IoSlice::new(&[]); 2];
         assert!(matches!(out.front(&mut slices), Chunk::Memory { slices: 1, more: true }));
         assert_eq!(&*slices[0], b"ab");
@@ -262,8 +282,8 @@ mod tests {
         let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9));
         let outbox = |len: u64| {
             let mut out = Outbox::default();
-            out.text(b"head");
-            out.file(&file, 2..2 + len);
+            out.end().text(b"head");
+            out.end().file(&file, 2..2 + len);
             out
         };
         let read = |count: usize| {
@@ -287,13 +307,13 @@ mod tests {
         for had in 0..8 {
             let mut out = Outbox::default();
             for (number, name) in ["a", "b", "c"].iter().enumerate() {
-                out.text(name.as_bytes());
-                out.file(&file, number as u64 * 10..number as u64 * 10 + 2);
+                out.end().text(name.as_bytes());
+                out.end().file(&file, number as u64 * 10..number as u64 * 10 + 2);
                 if number == 1 {
-                    out.shared(&blob, 0..4);
+                    out.end().shared(&blob, 0..4);
                 }
             }
-            out.text(b"end");
+            out.end().text(b"end");
             out.sent(1);
             out.take_in(2, |_, text, at, len| {
                 let has = had >> (at / 10) & 1 == 1;
@@ -325,8 +345,8 @@ mod tests {
     fn no_more_than_a_piece_is_shown_at_once() {
         let blob = Blob::new(vec![7; PIECE + 5], &Ledger::default());
         let mut out = Outbox::default();
-        out.text(b"head");
-        out.shared(&blob, 0..PIECE + 5);
+        out.end().text(b"head");
+        out.end().shared(&blob, 0..PIECE + 5);
         let mut slices = [IoSlice::new(&[]); 3];
         assert!(matches!(out.front(&mut slices), Chunk::Memory { slices: 2, more: true }));
         assert_eq!((slices[0].len(), slices[1].len()), (4, PIECE - 4));
@@ -339,9 +359,9 @@ mod tests {
     #[test]
     fn room_ends_at_the_named_limits() {
         let mut out = Outbox::default();
-        out.text(&vec![0; TEXT_MAX - 1]);
+        out.end().text(&vec![0; TEXT_MAX - 1]);
         assert!(out.has_room());
-        out.text(&[0]);
+        out.end().text(&[0]);
         assert!(!out.has_room());
     }
 }

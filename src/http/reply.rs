@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::blob::{Blob, Source};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Queue};
 use super::status::Status;
 
 /// A body in memory up to this size is copied behind its head, so that both leave in one piece; a larger one
@@ -132,6 +132,7 @@ impl Reply<'_> {
     /// Writes the answer behind what the outbox holds already. `date` is the whole `Date` line.
     #[inline]
     pub fn write(&self, out: &mut Outbox, date: &[u8], persistence: Persistence, with_body: bool) {
+        let out = out.end();
         out.text(self.status.line());
         out.text(self.fields);
         out.text(&self.more_fields);
@@ -191,7 +192,7 @@ impl Bytes<'_> {
     }
 
     #[inline]
-    fn write(&self, out: &mut Outbox, span: Range<u64>, copy_max: usize) {
+    fn write(&self, out: &mut Queue, span: Range<u64>, copy_max: usize) {
         let place = span.start as usize..span.end as usize;
         match self {
             Bytes::Memory(blob) if place.len() <= copy_max => out.text(&blob.bytes()[place]),
@@ -204,6 +205,6 @@ impl Bytes<'_> {
     }
 }
 
-fn number(out: &mut Outbox, n: u64) {
+fn number(out: &mut Queue, n: u64) {
     out.text(itoa::Buffer::new().format(n).as_bytes());
 }
