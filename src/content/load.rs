@@ -62,7 +62,7 @@ pub struct Load {
     known: Option<Arc<Entry>>,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     count: u32,
-    /// When it began, in seconds since 1970, by the clock that answers are dated by: no other date that is said is
+    /// When it began, in seconds since 1970, by the clock that answers are dated by: no date that is said is
     /// to be later.
     began: u64,
     tries: u8,

@@ -80,7 +80,8 @@ pub enum Ending {
 enum Skip {
     Nothing,
     Bytes(u64),
-    Chunks(Box<Chunks>, u64),
+    /// The second is what was passed over. Both are boxed: most connections never have such a body.
+    Chunks(Box<(Chunks, u64)>),
 }
 
 /// What the deadline was set for.
@@ -191,7 +192,8 @@ impl Connection {
                 }
                 Ok(n)
             }
-            Skip::Chunks(chunks, passed) => {
+            Skip::Chunks(boxed) => {
+                let (chunks, passed) = &mut **boxed;
                 let (n, ended) = chunks.pass(bytes)?;
                 *passed += n as u64;
                 if *passed > BODY_MAX {
@@ -215,7 +217,7 @@ impl Connection {
         match request.framing {
             Framing::None => {}
             Framing::Length(n) if n <= BODY_MAX && !doubtful => self.skip = Skip::Bytes(n),
-            Framing::Chunked if !doubtful => self.skip = Skip::Chunks(Box::default(), 0),
+            Framing::Chunked if !doubtful => self.skip = Skip::Chunks(Box::default()),
             Framing::Length(_) | Framing::Chunked => self.end(Ending::Linger),
         }
         if closing {

@@ -102,7 +102,7 @@ impl Loop<'_> {
             return self.carry_out(key, Want::Close);
         }
         slot(&mut self.slots, key).installed =
-            Some(Installed { socket: descriptor, resident: Resident::default() });
+            Some(Box::new(Installed { socket: descriptor, resident: Resident::default() }));
         self.send(key)
     }
 
@@ -110,7 +110,7 @@ impl Loop<'_> {
     /// submission; what waits, for more room in the socket or for a disk, is submitted.
     fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Installed { socket, resident } = slot.installed.as_mut().expect("the caller has looked");
+        let Installed { socket, resident } = slot.installed.as_deref_mut().expect("the caller has looked");
         let (sent, progress) =
             send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len));
         if progress {
