@@ -568,12 +568,12 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Takes the pacing from all connections of a listener that only clients on this machine can reach, such as a
-/// proxy for TLS. Where the system's congestion control is BBR, the kernel spaces what it sends by a timer, in
-/// step with the bottleneck on the way; over loopback there is none, and the timers cost more than what they
-/// space: without them 64 MiB cost 0.6 times the processor time and arrive in 0.6 times the time. It must be
-/// asked of the listener, for a connection that has begun to be paced stays so. Where it cannot be had, all
-/// works without; a listener for other addresses too is left to what the operator chose.
+/// Takes the pacing from all connections of a listener that only clients on this machine can reach, such as
+/// a proxy for TLS. Where the system's congestion control is BBR, the kernel spaces what it sends by timers,
+/// in step with the bottleneck on the way; over loopback there is none, and the timers cost more than what
+/// they space: without, 64 MiB cost 0.6 times the processor time and arrive in 0.6 times the time. It must
+/// be asked of the listener, for a connection that has begun to be paced stays so. Where it cannot be had,
+/// all works without; a listener for other addresses too is left to what the operator chose.
 fn unpace(listener: &Socket) {
     if listener.tcp_congestion().is_ok_and(|name| name.starts_with(b"bbr")) {
         // Every kernel has it, and permits it to everybody (tcp(7), tcp_allowed_congestion_control).

@@ -123,7 +123,7 @@ struct Slot {
     late: bool,
     /// Nothing but a close is wanted behind the send in flight.
     then_close: bool,
-    /// The same socket as a descriptor of the process, once a file has been sent. Boxed, since most never are.
+    /// The same socket as a descriptor of the process, once a file has been sent. Boxed, as most never are.
     installed: Option<Box<Installed>>,
     task: Task,
 }
