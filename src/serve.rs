@@ -472,9 +472,16 @@ fn find_in<'a>(
         Some(loaded) => &loaded.entry,
         None => match cache.get(path, None, now) {
             Lookup::Fresh(found) => cache.entry(*place.insert(found)),
-            Lookup::Stale(found) => {
-                let known = cache.entry(found).clone();
-                return Err(Box::new(Load::plain(site, path, Some(known), unix_seconds)));
+            Lookup::Stale(found, past) => {
+                let known = cache.entry(*place.insert(found));
+                match &**known {
+                    Entry::File(file) if site.is_unchanged(path, file, file, past, now) => known,
+                    _ => {
+                        let known = Some(known.clone());
+                        let load = Load::plain(site, path, known, unix_seconds);
+                        return Err(Box::new(load.asked(past.asked)));
+                    }
+                }
             }
             Lookup::Unknown => return Err(Box::new(Load::plain(site, path, None, unix_seconds))),
         },
@@ -489,9 +496,21 @@ fn find_in<'a>(
         let plain = plain.clone();
         return match cache.get(path, Some(coding), now) {
             Lookup::Fresh(place) => Ok(cache.entry(place)),
-            Lookup::Stale(place) => {
-                let known = cache.entry(place).clone();
-                Err(Box::new(Load::sibling(site, path, &plain, coding, Some(known), unix_seconds)))
+            Lookup::Stale(place, past) => {
+                let known = cache.entry(place);
+                match (&**known, &*plain) {
+                    // Where the sibling had gone, the plain file stands in its place.
+                    (Entry::File(file), Entry::File(plain))
+                        if file.name != plain.name && site.is_unchanged(path, file, plain, past, now) =>
+                    {
+                        Ok(known)
+                    }
+                    _ => {
+                        let known = Some(known.clone());
+                        let load = Load::sibling(site, path, &plain, coding, known, unix_seconds);
+                        Err(Box::new(load.asked(past.asked)))
+                    }
+                }
             }
             Lookup::Unknown => Err(Box::new(Load::sibling(site, path, &plain, coding, None, unix_seconds))),
         };

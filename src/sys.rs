@@ -163,6 +163,81 @@ impl Drop for Mapping {
     }
 }
 
+/// Bytes of a huge page, as it is on x86-64, and on AArch64 with pages of 4 KiB.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// A file in memory, mapped so that the kernel can put its pages together.
+///
+/// The pages of such a file lie wherever there was room. Where they lie in one place, the network stack hands
+/// them on as few long pieces instead of many short ones.
+#[derive(Debug)]
+pub struct Area {
+    reserved: ptr::NonNull<u8>,
+    at: ptr::NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: nobody looks at the bytes through it, and the mapping belongs to no thread.
+unsafe impl Send for Area {}
+// SAFETY: as above.
+unsafe impl Sync for Area {}
+
+impl Area {
+    /// What is to be said of it to `madvise(2)`; Linux 6.1.
+    pub const ADVICE: i32 = libc::MADV_COLLAPSE;
+
+    /// Maps a file of a length of whole huge pages, at a place where they can be such.
+    ///
+    /// # Errors
+    /// What `fstat(2)` or `mmap(2)` says.
+    pub fn of(file: impl AsFd) -> io::Result<Area> {
+        let len = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
+        let map = |at, len, protection, flags, descriptor| {
+            // SAFETY: a new mapping, at a place of the kernel's choice or within one that is ours alone.
+            let at = unsafe { libc::mmap(at, len, protection, flags, descriptor, 0) };
+            match ptr::NonNull::new(at.cast::<u8>()) {
+                Some(at) if at.as_ptr() != libc::MAP_FAILED.cast() => Ok(at),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let reserved = map(ptr::null_mut(), len + HUGE_PAGE, libc::PROT_NONE, flags, -1)?;
+        let mut area = Area { reserved, at: reserved, len };
+        let at = area.at.as_ptr().wrapping_add(area.at.as_ptr().align_offset(HUGE_PAGE));
+        let (flags, descriptor) = (libc::MAP_SHARED | libc::MAP_FIXED, file.as_fd().as_raw_fd());
+        area.at = map(at.cast(), len, libc::PROT_READ, flags, descriptor)?;
+        for offset in (0..len).step_by(HUGE_PAGE) {
+            // The kernel only looks at places that somebody has touched.
+            // SAFETY: it is mapped to be read, and within the file, which is ours and stays as long as it is.
+            unsafe { area.at.as_ptr().add(offset).read_volatile() };
+        }
+        Ok(area)
+    }
+
+    /// Its place and length, for `madvise(2)`.
+    pub fn range(&self) -> (ptr::NonNull<u8>, usize) {
+        (self.at, self.len)
+    }
+
+    /// Has the kernel put the pages together. That takes some 300 microseconds for each huge page, and may
+    /// have to wait for other threads of the kernel.
+    ///
+    /// # Errors
+    /// What `madvise(2)` says; the file is as good as before.
+    pub fn gather(&self) -> io::Result<()> {
+        // SAFETY: the mapping is ours; its contents stay as they are.
+        let result = unsafe { libc::madvise(self.at.as_ptr().cast(), self.len, Area::ADVICE) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and nothing refers to it.
+        unsafe { libc::munmap(self.reserved.as_ptr().cast(), self.len + HUGE_PAGE) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

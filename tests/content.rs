@@ -437,6 +437,48 @@ fn each_coding_is_a_representation_of_its_own() {
 }
 
 #[test]
+fn a_file_that_changes_in_an_old_directory_is_noticed() {
+    on_every_engine(|engine| {
+        let names: Vec<String> = (0..4).map(|number| format!("sub/{number}.html")).collect();
+        let site = Site::with::<&str>(&[]);
+        for name in &names {
+            site.write(name, "old");
+            site.write(&format!("{name}.gz"), "OLD");
+        }
+        // From here on an unchanged directory proves that no name has come or gone in it.
+        std::thread::sleep(Duration::from_millis(3100));
+        let server = Server::start(engine, &site, &["--fresh", "300ms"]);
+        let ask = |fields: &[&str]| -> Vec<String> {
+            let answers = names.iter().map(|name| server.ask("GET", &format!("/{name}"), fields));
+            answers.map(|answer| answer.text()).collect()
+        };
+        let both = || (ask(&[]), ask(&["Accept-Encoding: gzip"]));
+        let four = |text: &str| vec![text.to_owned(); 4];
+        for _ in 0..4 {
+            assert_eq!(both(), (four("old"), four("OLD")));
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        for name in &names {
+            site.write(name, "new");
+            site.write(&format!("{name}.gz"), "NEW");
+        }
+        std::thread::sleep(Duration::from_millis(900));
+        let _ = both();
+        assert_eq!(both(), (four("new"), four("NEW")));
+
+        // The same files, and yet no longer beneath the root.
+        std::thread::sleep(Duration::from_millis(3100));
+        let _ = both();
+        let outside = Site::with::<&str>(&[]);
+        fs::rename(site.path("sub"), outside.path("sub")).unwrap();
+        symlink(outside.path("sub"), site.path("sub")).unwrap();
+        std::thread::sleep(Duration::from_millis(900));
+        let statuses = names.iter().map(|name| server.ask("GET", &format!("/{name}"), &[]).status);
+        assert!(statuses.eq([404; 4]));
+    });
+}
+
+#[test]
 fn a_sibling_that_comes_or_goes_in_an_old_directory_is_noticed() {
     on_every_engine(|engine| {
         let site = Site::with(&[("sub/page.html", "as it is"), ("other.html", "other")]);

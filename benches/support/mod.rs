@@ -101,6 +101,10 @@ fn load(mut load: Load) -> Loaded {
                 let result = pread(file, spare_capacity(buffer), at);
                 load.read(result.map_err(Into::into));
             }
+            Step::Gather(area) => {
+                let _ = area.gather();
+                load.gathered();
+            }
             Step::Done => return load.finish(),
         }
     }

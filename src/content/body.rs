@@ -16,10 +16,14 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::http::reply::Bytes;
 use crate::http::{Blob, Ledger, Source};
-use crate::sys::Mapping;
+use crate::sys::{Area, HUGE_PAGE, Mapping};
 
 /// From this size on, bytes in memory are held as a file. Below, a copy costs less than a second call.
 const FILE_MIN: usize = 24 * 1024;
+/// From this size on, putting the pages of a file in memory together pays.
+const GATHER_MIN: u64 = 64 * 1024;
+/// And if so many of its bytes were asked for since it was last looked at.
+const GATHER_AT: u64 = 16 << 20;
 
 /// A file's bytes.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct Body {
     place: Place,
     /// xxh3-128 of the bytes, where they are in memory.
     hash: Option<u128>,
+    /// Whether its pages have been put together, as far as the kernel does that.
+    gathered: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -38,13 +44,14 @@ enum Place {
 impl Body {
     /// Left where they are, in an open file.
     pub(super) fn on_disk(file: OwnedFd, size: u64) -> Body {
-        Body { place: Place::File(Arc::new(Source::on_disk(file, size))), hash: None }
+        let source = Source::on_disk(file, size);
+        Body { place: Place::File(Arc::new(source)), hash: None, gathered: false }
     }
 
     /// Held in plain memory.
     pub(super) fn in_memory(bytes: Vec<u8>, ledger: &Ledger) -> Body {
         let hash = Some(xxh3_128(&bytes));
-        Body { place: Place::Memory(Blob::new(bytes, ledger)), hash }
+        Body { place: Place::Memory(Blob::new(bytes, ledger)), hash, gathered: false }
     }
 
     /// The same bytes for many answers: in a file in memory, if they are many and fewer than `files_max` are
@@ -54,13 +61,46 @@ impl Body {
             && ledger.files() < files_max
             && let Place::Memory(blob) = &self.place
             && let Ok(file) = memory_file(blob.bytes())
+            && let Ok(body) = Body::of_memory_file(file, self.hash, ledger)
         {
-            // A kernel that has no place for another mapping still has the file.
-            let mapping = Mapping::of_sealed(&file).ok();
-            let source = Source::in_memory(file, blob.bytes().len() as u64, mapping, ledger);
-            return Body { place: Place::File(Arc::new(source)), hash: self.hash };
+            return body;
         }
         self
+    }
+
+    /// Seals a file in memory: nobody can change it any more.
+    fn of_memory_file(file: fs::File, hash: Option<u128>, ledger: &Ledger) -> io::Result<Body> {
+        fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        let size = file.metadata()?.len();
+        // A kernel that has no place for another mapping still has the file.
+        let mapping = Mapping::of_sealed(&file).ok();
+        let source = Source::in_memory(file.into(), size, mapping, ledger);
+        Ok(Body { place: Place::File(Arc::new(source)), hash, gathered: false })
+    }
+
+    /// Whether its pages should be put together, after it was asked for so often within a moment.
+    pub(super) fn is_worth_gathering(&self, asked: u32) -> bool {
+        match &self.place {
+            Place::File(source) if source.is_in_memory() && !self.gathered => {
+                source.size() >= GATHER_MIN && u64::from(asked) * source.size() >= GATHER_AT
+            }
+            _ => false,
+        }
+    }
+
+    /// Begins to put the pages together, in another file: those of this one may be on their way to clients.
+    pub(super) fn gather(&self) -> io::Result<Gathering> {
+        let Bytes::File(source) = self.bytes() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let bytes = source.bytes().ok_or(io::ErrorKind::InvalidInput)?;
+        let file = memory_file(bytes)?;
+        file.set_len(bytes.len().next_multiple_of(HUGE_PAGE) as u64)?;
+        let area = Area::of(&file)?;
+        Ok(Gathering { file, area, size: source.size(), hash: self.hash })
+    }
+
+    /// Whether its pages have been put together, as far as the kernel does that.
+    pub(super) fn is_gathered(&self) -> bool {
+        self.gathered
     }
 
     /// Whether there are so many bytes in plain memory that [`Body::for_many`] pays.
@@ -93,8 +133,32 @@ impl Body {
     }
 }
 
-/// A file in memory with these bytes, sealed: nobody can change them any more.
-fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+/// A body whose pages are about to be put together: `madvise(2)` is to be called on its area.
+#[derive(Debug)]
+pub struct Gathering {
+    file: fs::File,
+    area: Area,
+    size: u64,
+    hash: Option<u128>,
+}
+
+impl Gathering {
+    /// Where the pages are mapped.
+    pub(super) fn area(&self) -> &Area {
+        &self.area
+    }
+
+    /// The body. The room behind its bytes goes back to the kernel.
+    pub(super) fn finish(self, ledger: &Ledger) -> io::Result<Body> {
+        // What is mapped for others to write, as far as the kernel knows, cannot be sealed.
+        drop(self.area);
+        self.file.set_len(self.size)?;
+        Ok(Body { gathered: true, ..Body::of_memory_file(self.file, self.hash, ledger)? })
+    }
+}
+
+/// A file in memory with these bytes.
+fn memory_file(bytes: &[u8]) -> io::Result<fs::File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = match memfd_create(c"ringserve", flags | MemfdFlags::NOEXEC_SEAL) {
         // The flag is of Linux 6.3; later ones may be set up to insist on it.
@@ -103,8 +167,7 @@ fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     }?;
     let mut file = fs::File::from(file);
     file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(file.into())
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -133,6 +196,30 @@ mod tests {
         assert!(file.write_at(b"x", 0).is_err());
         assert!(file.set_len(1).is_err());
         assert_eq!(source(&body).bytes(), Some(&*bytes));
+    }
+
+    #[test]
+    fn what_is_put_together_is_the_same_and_cannot_be_changed_either() {
+        let ledger = Ledger::default();
+        for size in [GATHER_MIN as usize, HUGE_PAGE + 5] {
+            let bytes: Vec<u8> = (0..size).map(|n| (n / 100) as u8).collect();
+            let scattered = Body::in_memory(bytes.clone(), &ledger).for_many(&ledger, 9);
+            let often = (GATHER_AT / size as u64 + 1) as u32;
+            assert!(scattered.is_worth_gathering(often) && !scattered.is_worth_gathering(often / 2));
+            let gathering = scattered.gather().unwrap();
+            // Kernels before Linux 6.1 do not know how.
+            let _ = gathering.area().gather();
+            let body = gathering.finish(&ledger).unwrap();
+            assert!(body.is_gathered() && !body.is_worth_gathering(u32::MAX));
+            assert_eq!((body.hash(), body.weight()), (scattered.hash(), size));
+            drop(scattered);
+            assert_eq!((ledger.files(), ledger.alive()), (1, size as u64));
+            assert_eq!(source(&body).bytes(), Some(&*bytes));
+            let file = fs::File::from(source(&body).as_fd().try_clone_to_owned().unwrap());
+            assert!(file.write_at(b"x", 0).is_err() && file.set_len(1).is_err());
+        }
+        let small = Body::in_memory(vec![1; FILE_MIN], &ledger).for_many(&ledger, 9);
+        assert!(!small.is_worth_gathering(u32::MAX));
     }
 
     #[test]

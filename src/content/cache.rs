@@ -24,6 +24,8 @@ const REFUSALS_MAX: usize = 1024;
 const REFUSED_PATH_MAX: usize = 512;
 /// Memory of an item beside its entry and path: the slot, its place in the table, two reference counts.
 const ITEM_WEIGHT: usize = 128;
+/// What was looked at no longer ago is still in the kernel's memory.
+const RECENT: Duration = Duration::from_secs(10);
 
 /// What a cache may hold.
 #[derive(Clone, Copy, Debug)]
@@ -94,9 +96,18 @@ pub enum Lookup {
     /// Known, and fresh.
     Fresh(Place),
     /// To be looked at again; what was known is still used for whoever asks meanwhile.
-    Stale(Place),
+    Stale(Place, Past),
     /// Not known.
     Unknown,
+}
+
+/// What there is to say of an entry since it was last looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// How often it was asked for.
+    pub asked: u32,
+    /// Whether that was only a moment ago.
+    pub is_recent: bool,
 }
 
 /// Where an entry is, until the next insertion.
@@ -140,13 +151,18 @@ impl Cache {
         };
         let item = &mut share.items[place.at];
         item.used = true;
+        item.asked = item.asked.saturating_add(1);
         if now < item.fresh_until && item.count == count && !item.on_trial {
             return Lookup::Fresh(place);
         }
+        let past = Past {
+            asked: std::mem::take(&mut item.asked),
+            is_recent: now < item.fresh_until.after(RECENT.saturating_sub(self.budget.fresh_for)),
+        };
         item.on_trial = false;
         item.fresh_until = self.budget.fresh_until(now);
         item.count = count;
-        Lookup::Stale(place)
+        Lookup::Stale(place, past)
     }
 
     /// What [`Cache::get`] has said to be stale is not looked at now after all: it is stale still.
@@ -201,6 +217,7 @@ impl Cache {
             entry: loaded.entry.clone(),
             count,
             fresh_until: self.budget.fresh_until(now),
+            asked: 0,
             used: false,
             on_trial: loaded.entry.is_on_trial(),
         });
@@ -240,6 +257,8 @@ struct Item {
     /// Of its counter in [`Changes`].
     count: u32,
     fresh_until: Tick,
+    /// How often it was asked for since it was last looked at.
+    asked: u32,
     used: bool,
     /// The first to ask for it again is to load it again.
     on_trial: bool,

@@ -4,7 +4,7 @@
 //! own `stat` stays the same, no name in it has appeared or gone (inode(7): mtime of a directory).
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -71,17 +71,20 @@ impl Clone for Stamp {
 
 /// The stamps of directories, for as long as the clock does not go on. All threads share them.
 #[derive(Debug, Default)]
-pub struct Directories(Mutex<HashMap<CString, (Tick, Stamp)>>);
+pub struct Directories(Mutex<Looks>);
+
+/// What directories looked like when, by their names.
+type Looks = HashMap<Box<[u8]>, (Tick, Stamp)>;
 
 impl Directories {
     /// What a directory looked like when it was looked at within this tick.
-    pub(super) fn get(&self, name: &CStr, now: Tick) -> Option<Stamp> {
+    pub(super) fn get(&self, name: &[u8], now: Tick) -> Option<Stamp> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(name).filter(|(tick, _)| *tick == now).map(|(_, stamp)| stamp.clone())
     }
 
     /// Remembers what a directory looked like. It was looked at after `now`.
-    pub(super) fn insert(&self, name: CString, now: Tick, stamp: Stamp) {
+    pub(super) fn insert(&self, name: &[u8], now: Tick, stamp: Stamp) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_MAX {
             known.retain(|_, (tick, _)| *tick == now);
@@ -89,15 +92,14 @@ impl Directories {
                 return;
             }
         }
-        known.insert(name, (now, stamp));
+        known.insert(name.into(), (now, stamp));
     }
 }
 
 /// The directory of a name relative to the root.
-pub(super) fn parent(name: &CStr) -> CString {
+pub(super) fn parent(name: &CStr) -> &[u8] {
     let name = name.to_bytes();
-    let parent = name.iter().rposition(|&byte| byte == b'/').map_or(&b"."[..], |slash| &name[..slash]);
-    CString::new(parent).expect("a part of a C string has no NUL")
+    name.iter().rposition(|&byte| byte == b'/').map_or(b".", |slash| &name[..slash])
 }
 
 #[cfg(test)]
@@ -128,22 +130,22 @@ mod tests {
     #[test]
     fn a_directory_is_remembered_for_one_tick() {
         let directories = Directories::default();
-        let name = c"a/b";
+        let name = b"a/b";
         let (now, next) = (Tick::from_number(5), Tick::from_number(6));
-        directories.insert(name.into(), now, Stamp::default());
+        directories.insert(name, now, Stamp::default());
         assert!(directories.get(name, now).is_some());
         assert!(directories.get(name, next).is_none());
         for number in 0..2 * KNOWN_MAX {
-            directories.insert(CString::new(number.to_string()).unwrap(), next, Stamp::default());
+            directories.insert(number.to_string().as_bytes(), next, Stamp::default());
         }
         assert!(directories.get(name, now).is_none());
-        assert!(directories.get(c"0", next).is_some());
+        assert!(directories.get(b"0", next).is_some());
         assert!(directories.0.lock().unwrap().len() <= KNOWN_MAX);
     }
 
     #[test]
     fn the_directory_of_a_name() {
-        assert_eq!(&*parent(c"index.html"), c".");
-        assert_eq!(&*parent(c"a/b/c.html"), c"a/b");
+        assert_eq!(parent(c"index.html"), b".");
+        assert_eq!(parent(c"a/b/c.html"), b"a/b");
     }
 }

@@ -203,6 +203,11 @@ impl File {
         &self.body
     }
 
+    /// Whether the pages of its body should be put together, after it was asked for so often.
+    pub(super) fn is_worth_gathering(&self, asked: u32) -> bool {
+        self.body.is_worth_gathering(asked)
+    }
+
     /// All field lines of a 200.
     #[inline]
     pub fn fields(&self) -> &[u8] {

@@ -16,8 +16,9 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::clock::Tick;
 use crate::http::Status;
 use crate::http::negotiate::{Coding, Codings};
+use crate::sys::Area;
 
-use super::body::Body;
+use super::body::{Body, Gathering};
 use super::directory::{self, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
 use super::site::Site;
@@ -48,6 +49,9 @@ pub enum Step<'a> {
         /// Offset in the file.
         at: u64,
     },
+    /// `madvise(area, MADV_COLLAPSE)`, which may take a while; then call [`Load::gathered`], whatever came of
+    /// it.
+    Gather(&'a Area),
     /// Nothing more; call [`Load::finish`].
     Done,
 }
@@ -60,6 +64,8 @@ pub struct Load {
     want: Want,
     /// What was known before; its bytes are kept if the file is still the same.
     known: Option<Arc<Entry>>,
+    /// How often that was asked for since it was last looked at.
+    asked: u32,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     count: u32,
     /// When it began, in seconds since 1970, by the clock that answers are dated by: no date that is said is
@@ -104,6 +110,13 @@ enum State {
         file: OwnedFd,
         identity: Identity,
         buffer: Vec<u8>,
+    },
+    /// Having the kernel put the pages of the body together.
+    Gathering {
+        name: CString,
+        identity: Identity,
+        body: Body,
+        gathering: Gathering,
     },
     /// Looking whether names have come or gone in the directory since the siblings were looked for.
     Stamping {
@@ -188,7 +201,13 @@ impl Load {
         began: u64,
     ) -> Load {
         let count = site.changes().count(path, want.coding());
-        Load { site: site.clone(), path: path.into(), want, known, count, began, tries: 0, state }
+        Load { site: site.clone(), path: path.into(), want, known, asked: 0, count, began, tries: 0, state }
+    }
+
+    /// What is known was asked for so often since it was last looked at.
+    #[must_use]
+    pub fn asked(self, times: u32) -> Load {
+        Load { asked: times, ..self }
     }
 
     /// The operation to do now.
@@ -220,6 +239,7 @@ impl Load {
                 let at = buffer.len() as u64;
                 Step::Read { file: OwnedFd::as_fd(file), buffer, at }
             }
+            State::Gathering { gathering, .. } => Step::Gather(gathering.area()),
             State::Done(_) => Step::Done,
         }
     }
@@ -247,7 +267,7 @@ impl Load {
             }
             State::Stamping { found, directory, at } => {
                 let stamp = result.map_or_else(|_| Stamp::default(), |directory| Stamp::of(directory, now()));
-                self.site.directories().insert(directory, at, stamp.clone());
+                self.site.directories().insert(directory.to_bytes(), at, stamp.clone());
                 self.state = self.stamped(found, stamp);
             }
             State::Probing { found, next, name }
@@ -264,7 +284,9 @@ impl Load {
                 }
                 self.state = self.probe(found, next + 1);
             }
-            State::Reading { .. } | State::Done(_) => unreachable!("opened answers an Open"),
+            State::Reading { .. } | State::Gathering { .. } | State::Done(_) => {
+                unreachable!("opened answers an Open")
+            }
         }
     }
 
@@ -286,6 +308,17 @@ impl Load {
         };
     }
 
+    /// [`Step::Gather`] is done.
+    pub fn gathered(&mut self) {
+        let done = State::Done(nothing(Status::InternalError));
+        let State::Gathering { name, identity, body, gathering } = std::mem::replace(&mut self.state, done)
+        else {
+            unreachable!("gathered answers a Gather");
+        };
+        let body = gathering.finish(self.site.ledger()).unwrap_or(body);
+        self.state = self.found(name, identity, body, true);
+    }
+
     /// The result, after [`Step::Done`].
     pub fn finish(self) -> Loaded {
         let State::Done(entry) = self.state else { unreachable!("next has said Done") };
@@ -302,7 +335,7 @@ impl Load {
     /// Bytes of the file that is being loaded, as far as is known: what comes of it is as much to do.
     pub fn size(&self) -> u64 {
         match &self.state {
-            State::Reading { identity, .. } => identity.size,
+            State::Reading { identity, .. } | State::Gathering { identity, .. } => identity.size,
             State::Stamping { found, .. } | State::Probing { found, .. } => found.identity.size,
             State::Opening { .. } | State::Following { .. } | State::Done(_) => 0,
         }
@@ -320,7 +353,14 @@ impl Load {
             // What once was too much for the memory may fit by now; its tag should be that of its bytes.
             && !(known.is_on_disk() && self.site.may_hold(identity.size))
         {
-            return self.found(name, identity, self.site.hold(known.body().clone()), true);
+            let body = self.site.hold(known.body().clone());
+            if body.is_worth_gathering(self.asked)
+                && self.site.may_hold(identity.size)
+                && let Ok(gathering) = body.gather()
+            {
+                return State::Gathering { name, identity, body, gathering };
+            }
+            return self.found(name, identity, body, true);
         }
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {
@@ -361,11 +401,11 @@ impl Load {
         }
         let directory = directory::parent(&found.name);
         let at = Tick::now();
-        let seen = self.site.directories().get(&directory, at).filter(|_| self.site.rules().shares_looks);
-        match seen {
-            Some(stamp) => self.stamped(found, stamp),
-            None => State::Stamping { found, directory, at },
+        if let Some(stamp) = self.site.seen(directory, at) {
+            return self.stamped(found, stamp);
         }
+        let directory = CString::new(directory).expect("a part of a C string has no NUL");
+        State::Stamping { found, directory, at }
     }
 
     /// The directory looks like this. Looks for the siblings, unless that proves them to be what they were.
@@ -394,6 +434,7 @@ impl Load {
             && file.settled
             && !file.on_trial
             && file.is_on_disk() == found.body.is_on_disk()
+            && file.body().is_gathered() == found.body.is_gathered()
             && (file.identity, file.siblings, &*file.name) == (found.identity, found.siblings, &*found.name)
         {
             file.stamp.renew(&found.stamp);

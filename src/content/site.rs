@@ -6,13 +6,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat, readlink};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, readlink, statat};
+
+use crate::clock::Tick;
 
 use crate::http::Ledger;
 
 use super::body::Body;
-use super::cache::Changes;
-use super::directory::Directories;
+use super::cache::{Changes, Past};
+use super::directory::{self, Directories, Stamp};
+use super::entry::{File, Identity};
 use super::pages::Pages;
 
 /// Which symbolic links are followed.
@@ -129,6 +132,34 @@ impl Site {
     /// What directories look like at the moment.
     pub(super) fn directories(&self) -> &Directories {
         &self.directories
+    }
+
+    /// What a directory looked like, where somebody has looked in this tick and may tell others.
+    pub(super) fn seen(&self, directory: &[u8], now: Tick) -> Option<Stamp> {
+        self.directories.get(directory, now).filter(|_| self.rules.shares_looks)
+    }
+
+    /// Whether a file, be it `plain` itself or a sibling beside it, is still what it was. `false` where only
+    /// a load can tell.
+    ///
+    /// One `stat` by name tells, if its directory is known to be the same with the same names: somebody has
+    /// opened it in this tick, beneath the root, so that nothing on the way leads elsewhere. A directory of
+    /// which that can be known is of a local file system; and what was looked at a moment ago is in the
+    /// kernel's memory, so that no disk is waited for.
+    pub fn is_unchanged(&self, path: &[u8], file: &File, plain: &File, past: Past, now: Tick) -> bool {
+        // Of a directory, other index files may have the preference by now.
+        let is_for_a_load = path.ends_with(b"/")
+            || !past.is_recent
+            || !file.settled
+            || file.on_trial
+            || file.is_worth_gathering(past.asked)
+            || file.is_on_disk() && self.may_hold(file.identity.size);
+        !is_for_a_load
+            && self.seen(directory::parent(&plain.name), now).is_some_and(|seen| seen.proves(&plain.stamp))
+            && statat(&self.root, &*file.name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+                FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                    && Identity::of(&stat) == file.identity
+            })
     }
 
     /// The pages, where they are made.

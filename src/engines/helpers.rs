@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
-use super::calls::{self, fadvise, openat2, pread, read, write};
+use super::calls::{self, counted, fadvise, openat2, pread, read, write};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
@@ -72,6 +72,10 @@ fn finish(mut load: Load) -> Loaded {
             Step::Read { file, buffer, at } => {
                 let result = pread(file, rustix::buffer::spare_capacity(buffer), at);
                 load.read(result.map_err(io::Error::from));
+            }
+            Step::Gather(area) => {
+                let _ = counted(|| area.gather());
+                load.gathered();
             }
             Step::Done => return load.finish(),
         }

@@ -269,6 +269,7 @@ pub fn load_at_once(load: &mut Load) -> bool {
                 Some(n) => load.read(Ok(n)),
                 None => return false,
             },
+            Step::Gather(_) => return false,
             Step::Done => return true,
         }
     }

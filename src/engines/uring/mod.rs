@@ -44,6 +44,7 @@ use crate::http::outbox::PIECE;
 use crate::http::{Connection, Outbox};
 use crate::serve::{READ_MAX, Want};
 use crate::shutdown::Phase;
+use crate::sys::Area;
 
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
@@ -289,7 +290,7 @@ impl Loop<'_> {
             }
             // Writable or broken: the next send will tell.
             Operation::Writable => self.send(key),
-            Operation::Open | Operation::Read => self.loaded(key, operation, result),
+            Operation::Open | Operation::Read | Operation::Gather => self.loaded(key, operation, result),
             // The client has gone already.
             Operation::Shutdown if result < 0 => self.carry_out(key, Want::Close),
             Operation::Shutdown => self.carry_out(key, Want::Read),
@@ -421,6 +422,12 @@ impl Loop<'_> {
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
                 (Operation::Read, entry.build())
             }
+            // The kernel does it in a thread of its own.
+            Step::Gather(area) => {
+                let (at, len) = area.range();
+                let entry = opcode::Madvise::new(at.as_ptr().cast(), len as libc::off_t, Area::ADVICE);
+                (Operation::Gather, entry.build())
+            }
             Step::Done => {
                 let Task::Load(load, _) = std::mem::replace(&mut slot.task, Task::None) else {
                     unreachable!()
@@ -442,6 +449,8 @@ impl Loop<'_> {
         if operation == Operation::Open {
             // SAFETY: the ring has opened it for us just now, and nobody else knows of it.
             load.opened(number.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
+        } else if operation == Operation::Gather {
+            load.gathered();
         } else {
             let Step::Read { buffer, .. } = load.next() else { unreachable!("a read was under way") };
             let read = number.map(|n| n as usize);

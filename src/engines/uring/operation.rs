@@ -26,6 +26,8 @@ pub enum Operation {
     Open,
     /// Reading it.
     Read,
+    /// Having the kernel put the pages of a body together.
+    Gather,
     /// Ending the writing side.
     Shutdown,
     /// Closing.
@@ -39,7 +41,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 15] = [
+    const ALL: [Operation; 16] = [
         Operation::Receive,
         Operation::Send,
         Operation::FileRead,
@@ -50,6 +52,7 @@ impl Operation {
         Operation::Install,
         Operation::Open,
         Operation::Read,
+        Operation::Gather,
         Operation::Shutdown,
         Operation::Close,
         Operation::Accept,
