@@ -40,7 +40,6 @@ use rustix::net::SocketFlags;
 use crate::clock::Tick;
 use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
-use crate::http::outbox::PIECE;
 use crate::http::{Connection, Outbox};
 use crate::serve::{READ_MAX, Want};
 use crate::shutdown::Phase;
@@ -72,6 +71,10 @@ const LOADS_MAX: usize = 32;
 const SPARE_MAX: usize = 256;
 /// Loading a file of so many bytes is as much to do as answering many requests.
 const HEAVY_MIN: u64 = 64 * 1024;
+/// Bytes of a file that are read for a load at once. Many disks may answer in one turn, and each read then
+/// copies what it asked for; and the first of a file has the kernel read ahead several times as much, for
+/// which it finds pages there and then.
+const READ_AT_ONCE: usize = 64 * 1024;
 /// How long a send waits where readiness cannot be waited for.
 const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
@@ -418,7 +421,7 @@ impl Loop<'_> {
             }
             Step::Read { file, buffer, at } => {
                 let room = buffer.spare_capacity_mut();
-                let len = room.len().min(PIECE) as u32;
+                let len = room.len().min(READ_AT_ONCE) as u32;
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
                 (Operation::Read, entry.build())
             }
