@@ -14,6 +14,7 @@ use std::thread;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::Advice;
 use rustix::io::Errno;
+use rustix::thread::sched_yield;
 
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
@@ -28,6 +29,8 @@ const JOBS_MAX: usize = 32;
 const NICENESS: i32 = 15;
 /// And they leave the core to it after so many nanoseconds, the least that can be asked for.
 const SLICE: u64 = 100_000;
+/// Bytes of a file that are read for a load before others have their turn.
+const READ_AT_ONCE: usize = 128 * 1024;
 /// Bytes between two looks whether a span has come from the disk.
 const STRIDE: u64 = 64 * 1024;
 
@@ -70,8 +73,10 @@ fn finish(mut load: Load) -> Loaded {
                 load.opened(result.map_err(io::Error::from));
             }
             Step::Read { file, buffer, at } => {
-                let result = pread(file, rustix::buffer::spare_capacity(buffer), at);
+                let result = read_piece(file, buffer, at);
                 load.read(result.map_err(io::Error::from));
+                // The kernel ends a slice only at its tick, and there are some hundred of these a second.
+                sched_yield();
             }
             Step::Gather(area) => {
                 let _ = counted(|| area.gather());
@@ -80,6 +85,17 @@ fn finish(mut load: Load) -> Loaded {
             Step::Done => return load.finish(),
         }
     }
+}
+
+/// Appends bytes of a file to a buffer, a piece at the most.
+fn read_piece(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Result<usize, Errno> {
+    let room = buffer.spare_capacity_mut();
+    let len = room.len().min(READ_AT_ONCE);
+    let (read, _) = pread(file, &mut room[..len], at)?;
+    let read = read.len();
+    // SAFETY: the kernel has written so many bytes behind those there were, within the capacity.
+    unsafe { buffer.set_len(buffer.len() + read) };
+    Ok(read)
 }
 
 /// Has the kernel read a span, and waits until it is there; nothing is copied. An error shows when it is

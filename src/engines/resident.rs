@@ -47,6 +47,10 @@ impl Resident {
 /// A shorter span is copied behind its head.
 const SHORT_MAX: u64 = 8 * 1024;
 
+/// Before a longer span is read it is asked for. A read that may not wait still has the kernel read ahead,
+/// and finding the pages for that takes longer the more there are.
+const ASK_MIN: usize = 64 * 1024;
+
 /// Has short spans that are in the page cache leave in one piece with their heads.
 pub fn take_in_short_spans(outbox: &mut Outbox) {
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
@@ -59,7 +63,11 @@ pub fn take_in_short_spans(outbox: &mut Outbox) {
 /// page cache; `None` where the disk must be waited for, or the kernel cannot tell.
 pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> Option<usize> {
     let room = buffer.spare_capacity_mut();
-    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len().min(len) };
+    let len = room.len().min(len);
+    if len >= ASK_MIN && !is_resident(file, at, len as u64) {
+        return None;
+    }
+    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: len };
     let at = libc::off_t::try_from(at).ok()?;
     // SAFETY: the one slice is within the buffer's spare capacity, which lives across the call.
     let n = counted(|| unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) });
@@ -138,6 +146,22 @@ mod tests {
             assert_eq!((n, &*buffer), (5, &b"x23456"[..]));
             assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10, 1), Some(0));
         }
+    }
+
+    #[test]
+    fn a_long_span_that_must_be_waited_for_is_not_even_begun() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; 1 << 20]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        // A file system in memory keeps it.
+        if is_resident(file.as_fd(), 0, 1) {
+            return;
+        }
+        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20), None);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!is_resident(file.as_fd(), 0, 1));
     }
 
     #[test]

@@ -72,6 +72,10 @@ const LOADS_MAX: usize = 32;
 const SPARE_MAX: usize = 256;
 /// Loading a file of so many bytes is as much to do as answering many requests.
 const HEAVY_MIN: u64 = 64 * 1024;
+/// Bytes of a file that are read for a load at once. Many disks may answer in one turn, and each read then
+/// copies what it asked for; and the first of a file has the kernel read ahead several times as much, for
+/// which it finds pages there and then.
+const READ_AT_ONCE: usize = 64 * 1024;
 /// How long a send waits where readiness cannot be waited for.
 const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
@@ -229,6 +233,8 @@ impl Loop<'_> {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
             Operation::FileRead | Operation::Writable => true,
+            // As much as is sent at once, so there is more.
+            Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => matches!(
                 live(&mut self.slots, key).map(|slot| &slot.task),
                 Some(Task::Load(load, _)) if load.size() >= HEAVY_MIN
@@ -291,6 +297,7 @@ impl Loop<'_> {
             // Writable or broken: the next send will tell.
             Operation::Writable => self.send(key),
             Operation::Open | Operation::Read | Operation::Gather => self.loaded(key, operation, result),
+            Operation::Turn => self.load(key),
             // The client has gone already.
             Operation::Shutdown if result < 0 => self.carry_out(key, Want::Close),
             Operation::Shutdown => self.carry_out(key, Want::Read),
@@ -418,7 +425,7 @@ impl Loop<'_> {
             }
             Step::Read { file, buffer, at } => {
                 let room = buffer.spare_capacity_mut();
-                let len = room.len().min(PIECE) as u32;
+                let len = room.len().min(READ_AT_ONCE) as u32;
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
                 (Operation::Read, entry.build())
             }
@@ -449,6 +456,11 @@ impl Loop<'_> {
         if operation == Operation::Open {
             // SAFETY: the ring has opened it for us just now, and nobody else knows of it.
             load.opened(number.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
+            // Many may have opened theirs in one turn, and reading begins with what the kernel reads ahead.
+            if load.size() >= HEAVY_MIN && matches!(load.next(), Step::Read { .. }) {
+                self.await_turn(key);
+                return Ok(());
+            }
         } else if operation == Operation::Gather {
             load.gathered();
         } else {
@@ -460,6 +472,16 @@ impl Loop<'_> {
             load.read(read);
         }
         self.load(key)
+    }
+
+    /// Puts off the next step of a load, which is as much to do as what a heavy completion brings, until its
+    /// turn among these.
+    fn await_turn(&mut self, key: Key) {
+        let slot = slot(&mut self.slots, key);
+        debug_assert_eq!(slot.in_flight, None);
+        slot.in_flight = Some(Operation::Turn);
+        let user_data = Mark { operation: Operation::Turn, key }.into();
+        self.heavy.push_back(Completion { user_data, result: 0, flags: 0 });
     }
 
     /// Those who waited for a load or a buffer of somebody else's get theirs.

@@ -28,6 +28,8 @@ pub enum Operation {
     Read,
     /// Having the kernel put the pages of a body together.
     Gather,
+    /// Nothing yet: beginning to read it is put off, for others have as much to do.
+    Turn,
     /// Ending the writing side.
     Shutdown,
     /// Closing.
@@ -41,7 +43,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 16] = [
+    const ALL: [Operation; 17] = [
         Operation::Receive,
         Operation::Send,
         Operation::FileRead,
@@ -53,6 +55,7 @@ impl Operation {
         Operation::Open,
         Operation::Read,
         Operation::Gather,
+        Operation::Turn,
         Operation::Shutdown,
         Operation::Close,
         Operation::Accept,
