@@ -341,6 +341,11 @@ impl Load {
         }
     }
 
+    /// Whether it looks again at what was known before.
+    pub fn is_a_look(&self) -> bool {
+        self.known.is_some()
+    }
+
     fn is_directory(&self) -> bool {
         self.path.ends_with(b"/")
     }

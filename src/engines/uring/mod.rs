@@ -52,6 +52,7 @@ pub use self::probe::trials;
 use self::ring::{BUFFER_GROUP, BUFFERS, Completion, Ring};
 use self::send::{FileBuffers, Message};
 use super::resident::{Resident, take_in_short_spans};
+use super::session::load_at_once;
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
 /// The table's row.
@@ -339,7 +340,12 @@ impl Loop<'_> {
                 take_in_short_spans(&mut slot.outbox);
                 self.send(key)
             }
-            Want::Load(load) if self.loads >= LOADS_MAX => {
+            Want::Load(mut load) if self.loads >= LOADS_MAX => {
+                // A look at what is known already need not wait for those who wait for a disk.
+                if load.is_a_look() && load_at_once(&mut load) {
+                    let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
+                    return self.carry_out(key, want);
+                }
                 self.seat.worker.put_off(&load);
                 slot.task = Task::LoadWaiting;
                 self.loads_waiting.push_back(key);
