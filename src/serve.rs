@@ -473,15 +473,17 @@ fn find_in<'a>(
         None => match cache.get(path, None, now) {
             Lookup::Fresh(found) => cache.entry(*place.insert(found)),
             Lookup::Stale(found, past) => {
-                let known = cache.entry(*place.insert(found));
-                match &**known {
-                    Entry::File(file) if site.is_unchanged(path, file, file, past, now) => known,
-                    _ => {
-                        let known = Some(known.clone());
-                        let load = Load::plain(site, path, known, unix_seconds);
-                        return Err(Box::new(load.asked(past.asked)));
-                    }
+                let known = cache.entry(found);
+                let is_unchanged = match &**known {
+                    Entry::File(file) => site.is_unchanged(path, file, file, past, now),
+                    _ => false,
+                };
+                if !is_unchanged {
+                    let load = Load::plain(site, path, Some(known.clone()), unix_seconds);
+                    return Err(Box::new(load.asked(past.asked)));
                 }
+                cache.renew(found, now);
+                cache.entry(*place.insert(found))
             }
             Lookup::Unknown => return Err(Box::new(Load::plain(site, path, None, unix_seconds))),
         },
@@ -498,19 +500,19 @@ fn find_in<'a>(
             Lookup::Fresh(place) => Ok(cache.entry(place)),
             Lookup::Stale(place, past) => {
                 let known = cache.entry(place);
-                match (&**known, &*plain) {
+                let is_unchanged = match (&**known, &*plain) {
                     // Where the sibling had gone, the plain file stands in its place.
-                    (Entry::File(file), Entry::File(plain))
-                        if file.name != plain.name && site.is_unchanged(path, file, plain, past, now) =>
-                    {
-                        Ok(known)
+                    (Entry::File(file), Entry::File(plain)) => {
+                        file.name != plain.name && site.is_unchanged(path, file, plain, past, now)
                     }
-                    _ => {
-                        let known = Some(known.clone());
-                        let load = Load::sibling(site, path, &plain, coding, known, unix_seconds);
-                        Err(Box::new(load.asked(past.asked)))
-                    }
+                    _ => false,
+                };
+                if !is_unchanged {
+                    let load = Load::sibling(site, path, &plain, coding, Some(known.clone()), unix_seconds);
+                    return Err(Box::new(load.asked(past.asked)));
                 }
+                cache.renew(place, now);
+                Ok(cache.entry(place))
             }
             Lookup::Unknown => Err(Box::new(Load::sibling(site, path, &plain, coding, None, unix_seconds))),
         };

@@ -437,6 +437,26 @@ fn each_coding_is_a_representation_of_its_own() {
 }
 
 #[test]
+fn a_sibling_that_was_there_but_of_no_use_is_noticed_once_it_is() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("sub/page.html", "as it is"), ("elsewhere/other.html", "other")]);
+        symlink("../elsewhere/page.html.gz", site.path("sub/page.html.gz")).unwrap();
+        // From here on an unchanged directory proves that no name has come or gone in it.
+        std::thread::sleep(Duration::from_millis(3100));
+        let server = Server::start(engine, &site, &["--fresh", "300ms"]);
+        let ask = || server.ask("GET", "/sub/page.html", &["Accept-Encoding: gzip"]).text();
+        for _ in 0..2 {
+            assert_eq!(ask(), "as it is");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        site.write("elsewhere/page.html.gz", "smaller");
+        std::thread::sleep(Duration::from_millis(900));
+        let _ = ask();
+        assert_eq!(ask(), "smaller");
+    });
+}
+
+#[test]
 fn a_file_that_changes_in_an_old_directory_is_noticed() {
     on_every_engine(|engine| {
         let names: Vec<String> = (0..4).map(|number| format!("sub/{number}.html")).collect();

@@ -147,9 +147,9 @@ fn advance(load: &mut Load, manner: &mut Manner) -> bool {
             buffer.extend_from_slice(&piece[..*result.as_ref().unwrap_or(&0)]);
             load.read(result);
         }
-        Step::Gather(area) => {
+        Step::Gather(gathering) => {
             // Where the kernel does not do it, the bytes are the same.
-            let _ = area.gather();
+            let _ = gathering.run();
             load.gathered();
         }
         Step::Done => return true,
@@ -381,6 +381,33 @@ fn a_large_body_that_is_asked_for_again_becomes_a_file_in_memory() {
         assert_eq!(worker.site().ledger().files(), files, "{requests}");
         assert_eq!(worker.site().ledger().alive(), 160_000, "{requests}");
     }
+}
+
+/// Who asks while somebody else has a file looked at gets what is known, if that has only just become stale;
+/// but not what nobody has looked at for long.
+#[test]
+fn what_was_not_looked_at_for_long_is_looked_at_before_anybody_gets_it() {
+    let fixture = Fixture::new();
+    let mut worker = fixture.worker();
+    let answer = |at: u32, worker: &mut Worker| {
+        worker.clock = Clock::at(Tick::from_number(at), 1_800_000_000);
+        let mut first = Client::new(worker, vec![get("/a.txt", "").into_bytes()]);
+        first.step(worker, &mut Manner::Smooth);
+        // The first has only asked so far.
+        let mut second = Client::new(worker, vec![get("/a.txt", "").into_bytes()]);
+        while !second.over {
+            second.step(worker, &mut Manner::Smooth);
+        }
+        while !first.over {
+            first.step(worker, &mut Manner::Smooth);
+        }
+        [second, first].map(|client| client.output[client.output.len() - 6..].to_vec())
+    };
+    assert_eq!(answer(1000, &mut worker), [b"alpha\n", b"alpha\n"]);
+    fs::write(fixture.folder.path().join("a.txt"), "beta!\n").unwrap();
+    assert_eq!(answer(1012, &mut worker), [b"alpha\n", b"beta!\n"]);
+    fs::write(fixture.folder.path().join("a.txt"), "gamma\n").unwrap();
+    assert_eq!(answer(1060, &mut worker), [b"gamma\n", b"gamma\n"]);
 }
 
 /// What many ask for has its pages put together at the next look, once; it stays what it is.

@@ -101,8 +101,8 @@ fn load(mut load: Load) -> Loaded {
                 let result = pread(file, spare_capacity(buffer), at);
                 load.read(result.map_err(Into::into));
             }
-            Step::Gather(area) => {
-                let _ = area.gather();
+            Step::Gather(gathering) => {
+                let _ = gathering.run();
                 load.gathered();
             }
             Step::Done => return load.finish(),

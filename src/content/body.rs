@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
@@ -22,6 +23,8 @@ use crate::sys::{Area, HUGE_PAGE, Mapping};
 const FILE_MIN: usize = 24 * 1024;
 /// From this size on, putting the pages of a file in memory together pays.
 const GATHER_MIN: u64 = 64 * 1024;
+/// A longer one is copied for too long.
+const GATHER_MAX: u64 = 4 << 20;
 /// And if so many of its bytes were asked for since it was last looked at.
 const GATHER_AT: u64 = 16 << 20;
 
@@ -31,7 +34,7 @@ pub struct Body {
     place: Place,
     /// xxh3-128 of the bytes, where they are in memory.
     hash: Option<u128>,
-    /// Whether its pages have been put together, as far as the kernel does that.
+    /// Whether its pages have been put together, or that was tried in vain.
     gathered: bool,
 }
 
@@ -82,23 +85,14 @@ impl Body {
     pub(super) fn is_worth_gathering(&self, asked: u32) -> bool {
         match &self.place {
             Place::File(source) if source.is_in_memory() && !self.gathered => {
-                source.size() >= GATHER_MIN && u64::from(asked) * source.size() >= GATHER_AT
+                (GATHER_MIN..=GATHER_MAX).contains(&source.size())
+                    && u64::from(asked) * source.size() >= GATHER_AT
             }
             _ => false,
         }
     }
 
-    /// Begins to put the pages together, in another file: those of this one may be on their way to clients.
-    pub(super) fn gather(&self) -> io::Result<Gathering> {
-        let Bytes::File(source) = self.bytes() else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let bytes = source.bytes().ok_or(io::ErrorKind::InvalidInput)?;
-        let file = memory_file(bytes)?;
-        file.set_len(bytes.len().next_multiple_of(HUGE_PAGE) as u64)?;
-        let area = Area::of(&file)?;
-        Ok(Gathering { file, area, size: source.size(), hash: self.hash })
-    }
-
-    /// Whether its pages have been put together, as far as the kernel does that.
+    /// Whether its pages have been put together, or that was tried in vain.
     pub(super) fn is_gathered(&self) -> bool {
         self.gathered
     }
@@ -133,27 +127,67 @@ impl Body {
     }
 }
 
-/// A body whose pages are about to be put together: `madvise(2)` is to be called on its area.
+/// A body whose pages are being put together, in a copy: those of itself may be on their way to clients.
 #[derive(Debug)]
 pub struct Gathering {
-    file: fs::File,
-    area: Area,
-    size: u64,
-    hash: Option<u128>,
+    body: Body,
+    copy: Option<(fs::File, Area)>,
+    _permit: Permit,
 }
 
 impl Gathering {
-    /// Where the pages are mapped.
-    pub(super) fn area(&self) -> &Area {
-        &self.area
+    pub(super) fn new(body: Body, permit: Permit) -> Gathering {
+        Gathering { body, copy: None, _permit: permit }
     }
 
-    /// The body. The room behind its bytes goes back to the kernel.
-    pub(super) fn finish(self, ledger: &Ledger) -> io::Result<Body> {
-        // What is mapped for others to write, as far as the kernel knows, cannot be sealed.
-        drop(self.area);
-        self.file.set_len(self.size)?;
-        Ok(Body { gathered: true, ..Body::of_memory_file(self.file, self.hash, ledger)? })
+    /// Makes the copy. `madvise(2)` is to be called on its area with [`Area::ADVICE`].
+    ///
+    /// # Errors
+    /// What is said by the calls that make and map a file in memory; the body is as good as before.
+    pub fn prepare(&mut self) -> io::Result<&Area> {
+        let Bytes::File(source) = self.body.bytes() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let bytes = source.bytes().ok_or(io::ErrorKind::InvalidInput)?;
+        let file = memory_file(bytes)?;
+        file.set_len(bytes.len().next_multiple_of(HUGE_PAGE) as u64)?;
+        let area = Area::of(&file)?;
+        Ok(&self.copy.insert((file, area)).1)
+    }
+
+    /// Makes the copy, and has its pages put together on this thread.
+    ///
+    /// # Errors
+    /// Those of [`Gathering::prepare`] and of [`Area::gather`].
+    pub fn run(&mut self) -> io::Result<()> {
+        self.prepare()?.gather()
+    }
+
+    /// The body. Where nothing came of it, it is what it was, and it is not tried again.
+    pub(super) fn finish(self, ledger: &Ledger) -> Body {
+        let made = self.copy.and_then(|(file, area)| {
+            // What is mapped for others to write, as far as the kernel knows, cannot be sealed.
+            drop(area);
+            // The room behind its bytes goes back to the kernel.
+            file.set_len(self.body.bytes().size()).ok()?;
+            Body::of_memory_file(file, self.body.hash, ledger).ok()
+        });
+        Body { gathered: true, ..made.unwrap_or(self.body) }
+    }
+}
+
+/// Leave to put the pages of one body together. There is one at a time, for each takes a whole huge page.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<AtomicBool>);
+
+impl Permit {
+    /// Takes the permit, if nobody has it.
+    pub(super) fn take(taken: &Arc<AtomicBool>) -> Option<Permit> {
+        (!taken.swap(true, Ordering::Relaxed)).then(|| Permit(taken.clone()))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -201,15 +235,17 @@ mod tests {
     #[test]
     fn what_is_put_together_is_the_same_and_cannot_be_changed_either() {
         let ledger = Ledger::default();
+        let permits = Arc::default();
         for size in [GATHER_MIN as usize, HUGE_PAGE + 5] {
             let bytes: Vec<u8> = (0..size).map(|n| (n / 100) as u8).collect();
             let scattered = Body::in_memory(bytes.clone(), &ledger).for_many(&ledger, 9);
             let often = (GATHER_AT / size as u64 + 1) as u32;
             assert!(scattered.is_worth_gathering(often) && !scattered.is_worth_gathering(often / 2));
-            let gathering = scattered.gather().unwrap();
+            let mut gathering = Gathering::new(scattered.clone(), Permit::take(&permits).unwrap());
+            assert!(Permit::take(&permits).is_none());
             // Kernels before Linux 6.1 do not know how.
-            let _ = gathering.area().gather();
-            let body = gathering.finish(&ledger).unwrap();
+            let _ = gathering.prepare().unwrap().gather();
+            let body = gathering.finish(&ledger);
             assert!(body.is_gathered() && !body.is_worth_gathering(u32::MAX));
             assert_eq!((body.hash(), body.weight()), (scattered.hash(), size));
             drop(scattered);
@@ -218,8 +254,19 @@ mod tests {
             let file = fs::File::from(source(&body).as_fd().try_clone_to_owned().unwrap());
             assert!(file.write_at(b"x", 0).is_err() && file.set_len(1).is_err());
         }
-        let small = Body::in_memory(vec![1; FILE_MIN], &ledger).for_many(&ledger, 9);
-        assert!(!small.is_worth_gathering(u32::MAX));
+        for size in [FILE_MIN, GATHER_MAX as usize + 1] {
+            let body = Body::in_memory(vec![1; size], &ledger).for_many(&ledger, 9);
+            assert!(!body.is_worth_gathering(u32::MAX));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_put_together_is_what_it_was_and_is_not_tried_again() {
+        let ledger = Ledger::default();
+        let body = Body::in_memory(vec![1; GATHER_MIN as usize], &ledger).for_many(&ledger, 9);
+        let gathering = Gathering::new(body.clone(), Permit::take(&Arc::default()).unwrap());
+        let after = gathering.finish(&ledger);
+        assert!(Arc::ptr_eq(source(&after), source(&body)) && !after.is_worth_gathering(u32::MAX));
     }
 
     #[test]

@@ -95,7 +95,8 @@ pub struct Cache {
 pub enum Lookup {
     /// Known, and fresh.
     Fresh(Place),
-    /// To be looked at again; what was known is still used for whoever asks meanwhile.
+    /// To be looked at again; what was known is still used for whoever asks meanwhile, unless it was to be
+    /// looked at long ago.
     Stale(Place, Past),
     /// Not known.
     Unknown,
@@ -135,7 +136,7 @@ impl Cache {
     }
 
     /// Looks a canonical path up. The first to find an entry stale is told so, and must load it; the others
-    /// go on with it as it is.
+    /// go on with it as it is. Where it has been stale for as long as it was fresh, all are told so.
     #[inline]
     pub fn get(&mut self, path: &[u8], coding: Option<Coding>, now: Tick) -> Lookup {
         let hash = self.changes.hash(path, coding);
@@ -157,12 +158,22 @@ impl Cache {
         }
         let past = Past {
             asked: std::mem::take(&mut item.asked),
-            is_recent: now < item.fresh_until.after(RECENT.saturating_sub(self.budget.fresh_for)),
+            is_recent: self.budget.fresh_for < RECENT
+                && now < item.fresh_until.after(RECENT.saturating_sub(self.budget.fresh_for)),
         };
         item.on_trial = false;
-        item.fresh_until = self.budget.fresh_until(now);
         item.count = count;
+        // What nobody has asked for in a long time may be much older than it should be by now.
+        if now < item.fresh_until.after(self.budget.fresh_for) {
+            item.fresh_until = self.budget.fresh_until(now);
+        }
         Lookup::Stale(place, past)
+    }
+
+    /// What [`Cache::get`] has said to be stale was looked at, and is as it was.
+    pub fn renew(&mut self, place: Place, now: Tick) {
+        let share = if place.in_files { &mut self.files } else { &mut self.refusals };
+        share.items[place.at].fresh_until = self.budget.fresh_until(now);
     }
 
     /// What [`Cache::get`] has said to be stale is not looked at now after all: it is stale still.

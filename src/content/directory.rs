@@ -34,7 +34,10 @@ const TRUSTED: [FsWord; 8] = [
 
 /// What a directory looked like.
 #[derive(Debug, Default)]
-pub struct Stamp(AtomicU64);
+pub struct Stamp {
+    number: AtomicU64,
+    device: u64,
+}
 
 impl Stamp {
     /// Looks at an open directory; `now` in seconds since 1970. The stamp is empty where its `stat` proves
@@ -48,24 +51,29 @@ impl Stamp {
         if !TRUSTED.contains(&system.f_type) || !identity.is_settled(now) {
             return Stamp::default();
         }
-        Stamp(xxh3_64(&identity.to_bytes()).into())
+        Stamp { number: xxh3_64(&identity.to_bytes()).into(), device: identity.device }
     }
 
     /// Whether both are of the same directory with the same names.
     pub(super) fn proves(&self, other: &Stamp) -> bool {
-        let number = self.0.load(Relaxed);
-        number != 0 && number == other.0.load(Relaxed)
+        let number = self.number.load(Relaxed);
+        number != 0 && number == other.number.load(Relaxed)
     }
 
     /// Takes the place of an older one.
     pub(super) fn renew(&self, newer: &Stamp) {
-        self.0.store(newer.0.load(Relaxed), Relaxed);
+        self.number.store(newer.number.load(Relaxed), Relaxed);
+    }
+
+    /// Whether a file lies in the same file system, and not in one that is mounted over its name.
+    pub(super) fn is_beside(&self, file: &Identity) -> bool {
+        self.device == file.device
     }
 }
 
 impl Clone for Stamp {
     fn clone(&self) -> Stamp {
-        Stamp(self.0.load(Relaxed).into())
+        Stamp { number: self.number.load(Relaxed).into(), device: self.device }
     }
 }
 

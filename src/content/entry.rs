@@ -68,7 +68,7 @@ pub struct File {
 /// What tells one state of a file from another, as far as `fstat(2)` can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    device: u64,
+    pub(super) device: u64,
     inode: u64,
     /// Bytes.
     pub size: u64,

@@ -16,7 +16,6 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::clock::Tick;
 use crate::http::Status;
 use crate::http::negotiate::{Coding, Codings};
-use crate::sys::Area;
 
 use super::body::{Body, Gathering};
 use super::directory::{self, Stamp};
@@ -49,9 +48,9 @@ pub enum Step<'a> {
         /// Offset in the file.
         at: u64,
     },
-    /// `madvise(area, MADV_COLLAPSE)`, which may take a while; then call [`Load::gathered`], whatever came of
-    /// it.
-    Gather(&'a Area),
+    /// To put the pages of a body together, which may take a while; then call [`Load::gathered`], whatever
+    /// came of it.
+    Gather(&'a mut Gathering),
     /// Nothing more; call [`Load::finish`].
     Done,
 }
@@ -115,7 +114,6 @@ enum State {
     Gathering {
         name: CString,
         identity: Identity,
-        body: Body,
         gathering: Gathering,
     },
     /// Looking whether names have come or gone in the directory since the siblings were looked for.
@@ -239,7 +237,7 @@ impl Load {
                 let at = buffer.len() as u64;
                 Step::Read { file: OwnedFd::as_fd(file), buffer, at }
             }
-            State::Gathering { gathering, .. } => Step::Gather(gathering.area()),
+            State::Gathering { gathering, .. } => Step::Gather(gathering),
             State::Done(_) => Step::Done,
         }
     }
@@ -275,12 +273,15 @@ impl Load {
             {
                 self.state = State::Probing { found, next, name };
             }
-            State::Probing { mut found, next, .. } => {
+            State::Probing { mut found, next, name } => {
                 let regular = result
                     .and_then(|file| Ok(fstat(&file)?))
                     .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
                 if regular {
                     found.siblings.insert(Coding::ALL[next]);
+                } else if !self.site.has_no(&name) {
+                    // What has a name, and yet cannot be sent, may be mended without the directory telling.
+                    found.stamp = Stamp::default();
                 }
                 self.state = self.probe(found, next + 1);
             }
@@ -311,11 +312,10 @@ impl Load {
     /// [`Step::Gather`] is done.
     pub fn gathered(&mut self) {
         let done = State::Done(nothing(Status::InternalError));
-        let State::Gathering { name, identity, body, gathering } = std::mem::replace(&mut self.state, done)
-        else {
+        let State::Gathering { name, identity, gathering } = std::mem::replace(&mut self.state, done) else {
             unreachable!("gathered answers a Gather");
         };
-        let body = gathering.finish(self.site.ledger()).unwrap_or(body);
+        let body = gathering.finish(self.site.ledger());
         self.state = self.found(name, identity, body, true);
     }
 
@@ -341,6 +341,11 @@ impl Load {
         }
     }
 
+    /// Leaves the pages of the body where they are: there is no time for that now.
+    pub fn gather_nothing(&mut self) {
+        self.asked = 0;
+    }
+
     /// Whether it looks again at what was known before.
     pub fn is_a_look(&self) -> bool {
         self.known.is_some()
@@ -358,14 +363,13 @@ impl Load {
             // What once was too much for the memory may fit by now; its tag should be that of its bytes.
             && !(known.is_on_disk() && self.site.may_hold(identity.size))
         {
-            let body = self.site.hold(known.body().clone());
+            let body = known.body().clone();
             if body.is_worth_gathering(self.asked)
-                && self.site.may_hold(identity.size)
-                && let Ok(gathering) = body.gather()
+                && let Some(permit) = self.site.may_gather(identity.size)
             {
-                return State::Gathering { name, identity, body, gathering };
+                return State::Gathering { name, identity, gathering: Gathering::new(body, permit) };
             }
-            return self.found(name, identity, body, true);
+            return self.found(name, identity, self.site.hold(body), true);
         }
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {

@@ -1,18 +1,21 @@
 //! What is served: the root, opened once, and the rules that hold for every file beneath it.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, readlink, statat};
+use rustix::io::Errno;
 
 use crate::clock::Tick;
 
 use crate::http::Ledger;
+use crate::sys::HUGE_PAGE;
 
-use super::body::Body;
+use super::body::{Body, Permit};
 use super::cache::{Changes, Past};
 use super::directory::{self, Directories, Stamp};
 use super::entry::{File, Identity};
@@ -75,6 +78,8 @@ pub struct Site {
     ledger: Ledger,
     changes: Arc<Changes>,
     directories: Directories,
+    /// Whether somebody has the pages of a body put together.
+    gathering: Arc<AtomicBool>,
     /// Made, instead of found beneath the root.
     pages: Option<Pages>,
 }
@@ -97,6 +102,7 @@ impl Site {
             ledger: Ledger::default(),
             changes: Arc::default(),
             directories: Directories::default(),
+            gathering: Arc::default(),
             pages: None,
         })
     }
@@ -155,6 +161,7 @@ impl Site {
             || file.is_worth_gathering(past.asked)
             || file.is_on_disk() && self.may_hold(file.identity.size);
         !is_for_a_load
+            && plain.stamp.is_beside(&file.identity)
             && self.seen(directory::parent(&plain.name), now).is_some_and(|seen| seen.proves(&plain.stamp))
             && statat(&self.root, &*file.name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
                 FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
@@ -190,9 +197,25 @@ impl Site {
         CString::new(relative).ok()
     }
 
+    /// Whether there is nothing of that name, not even a link that leads nowhere. It has just been looked
+    /// for, so that no disk is waited for.
+    pub(super) fn has_no(&self, name: &CStr) -> bool {
+        statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
+    }
+
     /// Whether a body of so many bytes may be held in memory now.
     pub fn may_hold(&self, size: u64) -> bool {
         size <= self.rules.cache_file_max && self.ledger.alive() + size <= self.rules.memory_max
+    }
+
+    /// Leave to put the pages of a body of so many bytes together: nobody else does, and there is memory for
+    /// it.
+    pub(super) fn may_gather(&self, size: u64) -> Option<Permit> {
+        let copy = size.next_multiple_of(HUGE_PAGE as u64);
+        if self.ledger.alive() + copy > self.rules.memory_max {
+            return None;
+        }
+        Permit::take(&self.gathering)
     }
 
     /// Holds a body in memory so that many answers can be made of it.

@@ -78,8 +78,8 @@ fn finish(mut load: Load) -> Loaded {
                 // The kernel ends a slice only at its tick, and there are some hundred of these a second.
                 sched_yield();
             }
-            Step::Gather(area) => {
-                let _ = counted(|| area.gather());
+            Step::Gather(gathering) => {
+                let _ = counted(|| gathering.run());
                 load.gathered();
             }
             Step::Done => return load.finish(),

@@ -31,7 +31,7 @@ impl Resident {
             return len.min(span.end - at);
         }
         let len = len.min(SPAN_MAX);
-        if !is_resident(file.as_fd(), at, len) {
+        if !is_resident(file.as_fd(), at, len).unwrap_or_else(|| seems_resident(file.as_fd(), at, len)) {
             return 0;
         }
         self.0 = Some((descriptor, at..at + len));
@@ -51,6 +51,9 @@ const SHORT_MAX: u64 = 8 * 1024;
 /// and finding the pages for that takes longer the more there are.
 const ASK_MIN: usize = 64 * 1024;
 
+/// Bytes from one sample of a span to the next.
+const SAMPLE_EVERY: usize = 64 * 1024;
+
 /// Has short spans that are in the page cache leave in one piece with their heads.
 pub fn take_in_short_spans(outbox: &mut Outbox) {
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
@@ -64,7 +67,7 @@ pub fn take_in_short_spans(outbox: &mut Outbox) {
 pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> Option<usize> {
     let room = buffer.spare_capacity_mut();
     let len = room.len().min(len);
-    if len >= ASK_MIN && !is_resident(file, at, len as u64) {
+    if len >= ASK_MIN && is_resident(file, at, len as u64) == Some(false) {
         return None;
     }
     let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: len };
@@ -95,8 +98,9 @@ struct Counts {
     others: [u64; 4],
 }
 
-/// Whether all of a span is in the page cache. `false` where the kernel does not tell.
-fn is_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
+/// Whether all of a span is in the page cache. `None` where the kernel does not tell: before Linux 6.5, and
+/// to who neither owns the file nor may write it.
+fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     debug_assert!(len > 0);
     let page = rustix::param::page_size() as u64;
     let pages = (at + len).div_ceil(page) - at / page;
@@ -106,12 +110,22 @@ fn is_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
     let result = counted(|| unsafe {
         libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const span, &raw mut counts, 0 as libc::c_uint)
     });
+    if result != 0 {
+        return None;
+    }
     // A page that is just being read counts as cached. They arrive in order, so the last one tells for all.
+    Some(counts.cached >= pages && has_byte(file, at + len - 1))
+}
+
+/// Whether samples of a span are in the page cache. What is read at once comes and goes together, as a rule.
+fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
+    (at..at + len).step_by(SAMPLE_EVERY).chain([at + len - 1]).all(|at| has_byte(file, at))
+}
+
+/// Whether a byte can be had without waiting for a disk.
+fn has_byte(file: BorrowedFd, at: u64) -> bool {
     let mut byte = [0];
-    let last = at + len - 1;
-    result == 0
-        && counts.cached >= pages
-        && counted(|| preadv2(file, &mut [IoSliceMut::new(&mut byte)], last, ReadWriteFlags::NOWAIT)) == Ok(1)
+    counted(|| preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT)) == Ok(1)
 }
 
 #[cfg(test)]
@@ -125,13 +139,20 @@ mod tests {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), vec![1; 3 << 20]).unwrap();
         let file = File::open(path.path()).unwrap();
-        // Kernels that cannot tell say no, and then everything is read through the ring.
-        if is_resident(file.as_fd(), 0, 1) {
-            assert!(is_resident(file.as_fd(), 5, 3 << 19));
-            assert!(is_resident(file.as_fd(), 0, 3 << 20));
+        // Where the kernel does not tell there are samples.
+        if is_resident(file.as_fd(), 0, 1).is_some() {
+            assert_eq!(is_resident(file.as_fd(), 5, 3 << 19), Some(true));
+            assert_eq!(is_resident(file.as_fd(), 0, 3 << 20), Some(true));
+            assert_eq!(is_resident(file.as_fd(), 0, (3 << 20) + 1), Some(false));
+            assert_eq!(is_resident(file.as_fd(), 9 << 20, 1), Some(false));
         }
-        assert!(!is_resident(file.as_fd(), 0, (3 << 20) + 1));
-        assert!(!is_resident(file.as_fd(), 9 << 20, 1));
+        // And where it knows no read that does not wait, everything is read through the ring.
+        if has_byte(file.as_fd(), 0) {
+            assert!(seems_resident(file.as_fd(), 5, 3 << 19));
+            assert!(seems_resident(file.as_fd(), 0, 3 << 20));
+        }
+        assert!(!seems_resident(file.as_fd(), 0, (3 << 20) + 1));
+        assert!(!seems_resident(file.as_fd(), 9 << 20, 1));
     }
 
     #[test]
@@ -156,12 +177,13 @@ mod tests {
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         // A file system in memory keeps it.
-        if is_resident(file.as_fd(), 0, 1) {
+        if is_resident(file.as_fd(), 0, 1) != Some(false) {
             return;
         }
         assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20), None);
         std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(!is_resident(file.as_fd(), 0, 1));
+        assert_eq!(is_resident(file.as_fd(), 0, 1), Some(false));
+        assert!(!seems_resident(file.as_fd(), 0, 1 << 20));
     }
 
     #[test]

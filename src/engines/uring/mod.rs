@@ -342,6 +342,7 @@ impl Loop<'_> {
             }
             Want::Load(mut load) if self.loads >= LOADS_MAX => {
                 // A look at what is known already need not wait for those who wait for a disk.
+                load.gather_nothing();
                 if load.is_a_look() && load_at_once(&mut load) {
                     let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
                     return self.carry_out(key, want);
@@ -436,7 +437,11 @@ impl Loop<'_> {
                 (Operation::Read, entry.build())
             }
             // The kernel does it in a thread of its own.
-            Step::Gather(area) => {
+            Step::Gather(gathering) => {
+                let Ok(area) = gathering.prepare() else {
+                    load.gathered();
+                    return self.load(key);
+                };
                 let (at, len) = area.range();
                 let entry = opcode::Madvise::new(at.as_ptr().cast(), len as libc::off_t, Area::ADVICE);
                 (Operation::Gather, entry.build())
