@@ -3,7 +3,8 @@
 //!
 //! A file in memory (memfd_create(2)) is ours alone and never changes, like plain memory; but a socket can
 //! take its pages as they are, by sendfile(2), where plain memory must be copied. Making one costs more than
-//! one copy, so it is only made of a body that is asked for again.
+//! one copy, so it is only made of a body that is asked for again. Where very many ask, its pages are put
+//! together, so that they go as few long pieces.
 
 use std::fs;
 use std::io::{self, Write};
