@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{
     PTracer, Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, set_ptracer,
     setrlimit,
@@ -35,6 +37,8 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Descriptors counted on, however high the limit is.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Descriptors that the kernel's table has room for from the beginning; it takes 8 bytes for each.
+const TABLE_SIZE: usize = 16 * 1024;
 /// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
 const DESCRIPTORS_OF_PROCESS: usize = 16;
 /// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
@@ -608,7 +612,9 @@ impl Descriptors {
         let raised = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum });
         let limit = if raised.is_ok() { wanted } else { current };
         // Nobody needs more, and a ring cannot have more.
-        Descriptors { limit: limit.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX) as usize }
+        let limit = limit.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX) as usize;
+        make_room(limit.min(TABLE_SIZE));
+        Descriptors { limit }
     }
 
     /// Large files that the caches keep open.
@@ -632,6 +638,14 @@ impl Descriptors {
             self.for_cache() + self.for_memory() + self.for_loads() + DESCRIPTORS_OF_PROCESS + for_threads;
         self.limit.saturating_sub(others).max(1)
     }
+}
+
+/// Has the kernel make its table of so many descriptors now. It doubles it when one does not fit, and where a
+/// process has threads it waits, for some 10 ms, until no processor can be looking into the old one: whoever
+/// opens or accepts just then, and all clients of his.
+fn make_room(descriptors: usize) {
+    // The highest there can be, for a moment. Where it cannot be had, the table grows as it always does.
+    let _ = fcntl_dupfd_cloexec(io::stdin(), descriptors.saturating_sub(1) as RawFd);
 }
 
 /// Memory for files in bytes, where the user has not said.

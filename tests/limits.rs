@@ -268,6 +268,21 @@ fn connections_that_end_badly_take_no_place_with_them() {
     });
 }
 
+/// A table of descriptors that grows has all clients of a thread wait for the kernel to be done with the old.
+#[test]
+fn there_is_room_for_descriptors_from_the_beginning() {
+    on_every_engine(|engine| {
+        for (limit, room) in [("-n 900", 900), ("-n 20000", 16 * 1024)] {
+            let server = Setup::limited(limit).serving(engine.name, &site()).start();
+            let status = format!("/proc/{}/status", server.pid().as_raw_nonzero());
+            let status = std::fs::read_to_string(status).unwrap();
+            let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+            let room = engine.capabilities.descriptor_max.map_or(room, |max| room.min(max + 1));
+            assert!(size.trim().parse::<usize>().unwrap() >= room, "{size} for {limit}");
+        }
+    });
+}
+
 #[test]
 fn out_of_descriptors_it_recovers() {
     on_every_engine(|engine| {
