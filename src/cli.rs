@@ -239,7 +239,7 @@ pub struct Options {
     pub cache_size: Option<u64>,
     /// How long an entry of the cache is fresh.
     pub fresh_for: Duration,
-    /// What is served and how. `memory_max`, `memory_files_max` and `shares_looks` are set at launch.
+    /// What is served and how. What depends on memory and descriptors, and `shares_looks`, is set at launch.
     pub rules: Rules,
     /// The access log's format.
     pub access_log: Format,

@@ -75,6 +75,7 @@ pub fn run(mut options: Options) -> Result<(), String> {
     });
     options.rules.memory_max = cache_size.saturating_mul(2);
     options.rules.memory_files_max = descriptors.for_memory() as u64;
+    options.rules.open_files_max = (descriptors.for_cache() + descriptors.for_answers()) as u64;
     options.rules.shares_looks = !options.fresh_for.is_zero();
     let site = open_site(&options.root, options.rules.clone()).map_err(|obstacle| obstacle.to_string())?;
 
@@ -622,6 +623,11 @@ impl Descriptors {
         (self.limit / 32).clamp(1, 4096)
     }
 
+    /// Such files that have left the caches while they are still sent.
+    fn for_answers(self) -> usize {
+        self.for_cache()
+    }
+
     /// Files in memory.
     fn for_memory(self) -> usize {
         self.for_cache()
@@ -634,9 +640,8 @@ impl Descriptors {
 
     /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.
     pub(crate) fn for_connections(self, for_threads: usize) -> usize {
-        let others =
-            self.for_cache() + self.for_memory() + self.for_loads() + DESCRIPTORS_OF_PROCESS + for_threads;
-        self.limit.saturating_sub(others).max(1)
+        let files = self.for_cache() + self.for_answers() + self.for_memory() + self.for_loads();
+        self.limit.saturating_sub(files + DESCRIPTORS_OF_PROCESS + for_threads).max(1)
     }
 }
 
@@ -661,7 +666,8 @@ mod tests {
     fn descriptors_are_never_promised_twice() {
         for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
             let descriptors = Descriptors { limit };
-            let files = descriptors.for_cache() + descriptors.for_memory() + descriptors.for_loads();
+            let kept = descriptors.for_cache() + descriptors.for_answers() + descriptors.for_memory();
+            let files = kept + descriptors.for_loads();
             for threads in [1, 2, 64] {
                 let connections = descriptors.for_connections(threads * DESCRIPTORS_OF_THREAD);
                 assert!(files + connections < limit, "{limit} {threads}");

@@ -1,10 +1,14 @@
 //! Files that are large, and files that change: between two requests, and while an answer is under way.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ringserve::engines::ENGINES;
+use rustix::process::Pid;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::common::{Client, HUGE, Server, Setup, Site, numbered_bytes, on_every_engine, serves_several};
@@ -29,6 +33,16 @@ fn chill(site: &Site, name: &str) {
     let file = File::open(site.path(name)).unwrap();
     file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+/// Whether the last byte of a file can be had without waiting for the disk; file systems that cannot tell say
+/// that it cannot.
+fn is_in_page_cache(path: &Path) -> bool {
+    let file = File::open(path).unwrap();
+    let last = file.metadata().unwrap().len() - 1;
+    let mut byte = [0];
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    rustix::io::preadv2(&file, &mut [std::io::IoSliceMut::new(&mut byte)], last, flags) == Ok(1)
 }
 
 /// Who asks for what must come from the disk, and who asks for what need not, at once on several connections.
@@ -61,6 +75,39 @@ fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
 }
 
 /// A client that has ended its own side cannot be waited for like others: poll(2) always has news of it.
+/// Whether the process has a file open that lies there.
+fn holds(process: Pid, path: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
+    descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
+}
+
+/// The first to ask is sent it from the page cache, once it is there; for the second it is read into memory.
+#[test]
+fn a_file_that_was_on_the_disk_is_the_same_for_the_first_and_the_second_to_ask() {
+    let bytes = numbered_bytes(1 << 20);
+    let tag = format!("\"{:032x}\"", xxh3_128(&bytes));
+    let sites = ENGINES.iter().map(|engine| (engine.name, Site::with(&[("large.bin", &*bytes)])));
+    let sites: HashMap<_, _> = sites.collect();
+    // Until then it may change without its `stat` telling, and is held in memory at once.
+    std::thread::sleep(Duration::from_millis(3100));
+    on_every_engine(|engine| {
+        let site = &sites[engine.name];
+        let path = fs::canonicalize(site.path("large.bin")).unwrap();
+        chill(site, "large.bin");
+        let is_on_disk = !is_in_page_cache(&path);
+        let server = Server::start(engine, site, &["--workers", "1"]);
+        for request in 1..=3 {
+            let response = server.get("/large.bin");
+            assert!(response.body == bytes, "{request}");
+            assert_eq!(response.value("etag"), tag, "{request}");
+            // These answer all clients in the process that was started, from one cache.
+            if is_on_disk && matches!(engine.name, "uring" | "epoll" | "poll" | "threads") {
+                assert_eq!(holds(server.pid(), &path), request == 1, "{request}");
+            }
+        }
+    });
+}
+
 #[test]
 fn who_ends_his_side_and_stalls_is_sent_every_byte() {
     let bytes = numbered_bytes(1 << 20);

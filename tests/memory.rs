@@ -37,6 +37,8 @@ impl Random {
 enum Manner<'a> {
     /// Everything at once.
     Smooth,
+    /// Everything at once, and no file is in the page cache.
+    Cold,
     /// Short reads, short sends.
     Rough(&'a mut Random),
 }
@@ -45,7 +47,7 @@ impl Manner<'_> {
     /// Of so many, how many are done this time: at least one.
     fn share(&mut self, of: usize) -> usize {
         match self {
-            Manner::Smooth => of,
+            Manner::Smooth | Manner::Cold => of,
             Manner::Rough(random) => 1 + random.below(of),
         }
     }
@@ -136,6 +138,7 @@ fn send(outbox: &mut Outbox, output: &mut Vec<u8>, manner: &mut Manner) -> bool 
 
 /// Does one step of a load; `true` if there is none left.
 fn advance(load: &mut Load, manner: &mut Manner) -> bool {
+    load.leave_if(|_, _| matches!(manner, Manner::Cold));
     match load.next() {
         Step::Open { root, path, flags, resolve } => {
             let opened = openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from);
@@ -178,7 +181,10 @@ impl Fixture {
 
     /// A worker whose clock stands still. Files above 200,000 bytes are served from descriptors.
     fn worker(&self) -> Worker {
-        let rules = Rules { cache_file_max: 200_000, ..Rules::default() };
+        self.worker_with(Rules { cache_file_max: 200_000, ..Rules::default() })
+    }
+
+    fn worker_with(&self, rules: Rules) -> Worker {
         let site = Arc::new(Site::open(self.folder.path(), rules).unwrap());
         let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(1) };
         let mut worker =
@@ -381,6 +387,37 @@ fn a_large_body_that_is_asked_for_again_becomes_a_file_in_memory() {
         assert_eq!(worker.site().ledger().files(), files, "{requests}");
         assert_eq!(worker.site().ledger().alive(), 160_000, "{requests}");
     }
+}
+
+/// What must come from the disk, and may be asked for just once, is not copied into memory; and it is told
+/// from other bytes by the same tag as when it is.
+#[test]
+fn a_large_file_from_the_disk_is_left_there_until_it_is_asked_for_again() {
+    let fixture = Fixture::new();
+    let ask = |worker: &mut Worker, name: &str| {
+        let mut client = Client::new(worker, vec![get(name, "Connection: close\r\n").into_bytes()]);
+        while !client.over {
+            client.step(worker, &mut Manner::Cold);
+        }
+        client.output
+    };
+    // While the file may still change without its `stat` telling, no tag but that of bytes held is true.
+    let mut worker = fixture.worker();
+    let held = ask(&mut worker, "/middle.bin");
+    assert_eq!(worker.site().ledger().alive(), 160_000);
+    std::thread::sleep(Duration::from_millis(3100));
+    let mut worker = fixture.worker();
+    assert!(ask(&mut worker, "/a.txt").ends_with(b"alpha\n"));
+    let small = worker.site().ledger().alive();
+    for (requests, bytes) in [(1, 0), (2, 160_000), (3, 160_000)] {
+        assert!(ask(&mut worker, "/middle.bin") == held, "{requests}");
+        assert_eq!(worker.site().ledger().alive() - small, bytes, "{requests}");
+        assert_eq!(worker.site().ledger().open(), u64::from(bytes == 0), "{requests}");
+    }
+    // Where no more descriptors can be spared it is held at once.
+    let mut worker = fixture.worker_with(Rules { open_files_max: 0, ..Rules::default() });
+    assert!(ask(&mut worker, "/middle.bin") == held);
+    assert_eq!((worker.site().ledger().alive(), worker.site().ledger().open()), (160_000, 0));
 }
 
 /// Who asks while somebody else has a file looked at gets what is known, if that has only just become stale;

@@ -33,7 +33,7 @@ const GATHER_AT: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct Body {
     place: Place,
-    /// xxh3-128 of the bytes, where they are in memory.
+    /// xxh3-128 of the bytes, where they were read.
     hash: Option<u128>,
     /// Whether its pages have been put together, or that was tried in vain.
     gathered: bool,
@@ -46,16 +46,21 @@ enum Place {
 }
 
 impl Body {
-    /// Left where they are, in an open file.
-    pub(super) fn on_disk(file: OwnedFd, size: u64) -> Body {
-        let source = Source::on_disk(file, size);
-        Body { place: Place::File(Arc::new(source)), hash: None, gathered: false }
+    /// Left where they are, in an open file; with their hash, if they were read.
+    pub(super) fn on_disk(file: OwnedFd, size: u64, hash: Option<u128>, ledger: &Ledger) -> Body {
+        let source = Source::on_disk(file, size, ledger);
+        Body { place: Place::File(Arc::new(source)), hash, gathered: false }
     }
 
     /// Held in plain memory.
     pub(super) fn in_memory(bytes: Vec<u8>, ledger: &Ledger) -> Body {
-        let hash = Some(xxh3_128(&bytes));
-        Body { place: Place::Memory(Blob::new(bytes, ledger)), hash, gathered: false }
+        let hash = xxh3_128(&bytes);
+        Body::hashed(bytes, hash, ledger)
+    }
+
+    /// Held in plain memory; this is their hash.
+    pub(super) fn hashed(bytes: Vec<u8>, hash: u128, ledger: &Ledger) -> Body {
+        Body { place: Place::Memory(Blob::new(bytes, ledger)), hash: Some(hash), gathered: false }
     }
 
     /// The same bytes for many answers: in a file in memory, if they are many and fewer than `files_max` are
@@ -115,6 +120,11 @@ impl Body {
     /// What tells these bytes from all others; unknown for those that were never read.
     pub(super) fn hash(&self) -> Option<u128> {
         self.hash
+    }
+
+    /// Whether there are only so few bytes on the disk that they can be held in memory, too.
+    pub(super) fn is_left(&self) -> bool {
+        self.is_on_disk() && self.hash.is_some()
     }
 
     /// Whether the bytes are still on the disk.
@@ -286,7 +296,7 @@ mod tests {
         let body = Body::in_memory(vec![1; FILE_MIN], &ledger);
         assert_eq!(body.hash(), body.clone().for_many(&ledger, 1).hash());
         let file = fs::File::open("/dev/null").unwrap();
-        let disk = Body::on_disk(file.into(), 5);
+        let disk = Body::on_disk(file.into(), 5, None, &ledger);
         assert_eq!((disk.hash(), disk.is_on_disk(), disk.weight()), (None, true, 0));
     }
 }

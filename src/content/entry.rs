@@ -193,7 +193,7 @@ impl File {
         self.body.bytes()
     }
 
-    /// Whether its bytes are still on the disk.
+    /// Whether its bytes are on the disk, and not in memory.
     pub(super) fn is_on_disk(&self) -> bool {
         self.body.is_on_disk()
     }

@@ -5,6 +5,7 @@
 //! the index files of a directory, its bytes if it is small, then which precompressed siblings lie beside it.
 
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::clock::Tick;
 use crate::http::Status;
@@ -24,6 +26,11 @@ use super::site::Site;
 
 /// How often an operation is tried again that another process got in the way of.
 const TRIES_MAX: u8 = 4;
+/// A file from this size on that must come from the disk is left in the page cache when it is first asked
+/// for: copying it costs more than all the rest, and many a file is asked for just once.
+const LEFT_MIN: u64 = 128 * 1024;
+/// Bytes of such a file that are read at once, to be hashed while the processor's own caches have them.
+const PIECE: usize = 64 * 1024;
 
 /// One disk operation.
 #[derive(Debug)]
@@ -108,7 +115,7 @@ enum State {
         name: CString,
         file: OwnedFd,
         identity: Identity,
-        buffer: Vec<u8>,
+        bytes: Reading,
     },
     /// Having the kernel put the pages of the body together.
     Gathering {
@@ -129,6 +136,39 @@ enum State {
         name: CString,
     },
     Done(Arc<Entry>),
+}
+
+/// The bytes of a file, as they come in.
+struct Reading {
+    /// All of them, or those that came last.
+    buffer: Vec<u8>,
+    hash: Box<Xxh3>,
+    /// How many have come.
+    count: u64,
+    /// Whether they stay in the file, and only their hash is wanted.
+    is_left: bool,
+}
+
+impl Reading {
+    fn new(size: usize) -> Reading {
+        Reading { buffer: Vec::with_capacity(size), hash: Box::default(), count: 0, is_left: false }
+    }
+
+    /// So many more are in the buffer.
+    fn add(&mut self, n: usize) {
+        self.hash.update(&self.buffer[self.buffer.len() - n..]);
+        self.count += n as u64;
+        if self.is_left {
+            self.buffer.clear();
+        }
+    }
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Reading { count, is_left, .. } = self;
+        f.debug_struct("Reading").field("count", count).field("is_left", is_left).finish_non_exhaustive()
+    }
 }
 
 /// A file whose siblings are being looked for.
@@ -233,9 +273,8 @@ impl Load {
                 flags: OFlags::PATH | OFlags::CLOEXEC,
                 resolve: ResolveFlags::NO_MAGICLINKS,
             },
-            State::Reading { file, buffer, .. } => {
-                let at = buffer.len() as u64;
-                Step::Read { file: OwnedFd::as_fd(file), buffer, at }
+            State::Reading { file, bytes: Reading { buffer, count, .. }, .. } => {
+                Step::Read { file: OwnedFd::as_fd(file), buffer, at: *count }
             }
             State::Gathering { gathering, .. } => Step::Gather(gathering),
             State::Done(_) => Step::Done,
@@ -294,19 +333,41 @@ impl Load {
     /// The result of [`Step::Read`]: how many bytes were appended.
     pub fn read(&mut self, result: io::Result<usize>) {
         let done = State::Done(nothing(Status::InternalError));
-        let State::Reading { name, file, identity, buffer } = std::mem::replace(&mut self.state, done) else {
+        let State::Reading { name, file, identity, mut bytes } = std::mem::replace(&mut self.state, done)
+        else {
             unreachable!("read answers a Read");
         };
         self.state = match result {
-            Ok(n) if n > 0 && (buffer.len() as u64) < identity.size => {
-                State::Reading { name, file, identity, buffer }
+            Ok(n) => {
+                bytes.add(n);
+                if n > 0 && bytes.count < identity.size {
+                    State::Reading { name, file, identity, bytes }
+                } else {
+                    self.read_all(name, file, identity, bytes)
+                }
             }
-            Ok(_) => self.read_all(name, &file, identity, buffer),
             Err(error) if is_passing(&error) && self.try_again() => {
-                State::Reading { name, file, identity, buffer }
+                State::Reading { name, file, identity, bytes }
             }
             Err(_) => State::Done(nothing(Status::InternalError)),
         };
+    }
+
+    /// To be called before a [`Step::Read`] that may wait for a disk: a large file that nobody has asked for
+    /// before stays where it is then, if `is_cold` says of it and its size that it is not in the page cache.
+    pub fn leave_if(&mut self, is_cold: impl FnOnce(BorrowedFd, u64) -> bool) {
+        if let State::Reading { file, identity, bytes, .. } = &mut self.state
+            && self.known.is_none()
+            && bytes.count == 0
+            && !bytes.is_left
+            && identity.size >= LEFT_MIN
+            // The bytes that were hashed are to be those that are sent.
+            && identity.is_settled(now())
+            && self.site.may_keep_open()
+            && is_cold(OwnedFd::as_fd(file), identity.size)
+        {
+            *bytes = Reading { is_left: true, ..Reading::new(PIECE) };
+        }
     }
 
     /// [`Step::Gather`] is done.
@@ -373,30 +434,42 @@ impl Load {
         }
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {
+                let bytes = Reading::new(size);
                 if size == 0 {
-                    return self.read_all(name, &file, identity, Vec::new());
+                    return self.read_all(name, file, identity, bytes);
                 }
-                State::Reading { name, file, identity, buffer: Vec::with_capacity(size) }
+                State::Reading { name, file, identity, bytes }
             }
             _ => {
                 let settled = identity.is_settled(now());
-                self.found(name, identity, Body::on_disk(file, identity.size), settled)
+                self.found(
+                    name,
+                    identity,
+                    Body::on_disk(file, identity.size, None, self.site.ledger()),
+                    settled,
+                )
             }
         }
     }
 
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
     /// again.
-    fn read_all(&mut self, name: CString, file: &OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
-        let is_whole = fstat(file).is_ok_and(|stat| Identity::of(&stat) == identity)
-            && buffer.len() as u64 == identity.size;
+    fn read_all(&mut self, name: CString, file: OwnedFd, identity: Identity, bytes: Reading) -> State {
+        let is_whole =
+            fstat(&file).is_ok_and(|stat| Identity::of(&stat) == identity) && bytes.count == identity.size;
         if !is_whole && self.try_again() {
             return State::Opening { number: 0, name, target: None };
         }
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
-        let body = Body::in_memory(buffer, self.site.ledger());
+        let hash = bytes.hash.digest128();
+        if bytes.is_left {
+            let hash = is_whole.then_some(hash);
+            let body = Body::on_disk(file, identity.size, hash, self.site.ledger());
+            return self.found(name, identity, body, settled);
+        }
+        let body = Body::hashed(bytes.buffer, hash, self.site.ledger());
         // It was asked for before, so it will be again.
         let body = if self.known.is_some() { self.site.hold(body) } else { body };
         self.found(name, identity, body, settled)
@@ -452,7 +525,7 @@ impl Load {
         State::Done(Arc::new(Entry::File(File::new(Parts {
             name: found.name,
             identity: found.identity,
-            on_trial: self.known.is_none() && found.body.is_worth_a_file(),
+            on_trial: self.known.is_none() && (found.body.is_worth_a_file() || found.body.is_left()),
             body: found.body,
             content_type: None,
             coding: self.want.coding(),

@@ -53,6 +53,8 @@ pub struct Rules {
     pub shares_looks: bool,
     /// Bodies that may be in memory as files, each of which takes a descriptor.
     pub memory_files_max: u64,
+    /// Files that may be kept open though they could be held in memory.
+    pub open_files_max: u64,
 }
 
 impl Default for Rules {
@@ -66,6 +68,7 @@ impl Default for Rules {
             memory_max: 512 << 20,
             shares_looks: true,
             memory_files_max: 64,
+            open_files_max: 64,
         }
     }
 }
@@ -206,6 +209,11 @@ impl Site {
     /// Whether a body of so many bytes may be held in memory now.
     pub fn may_hold(&self, size: u64) -> bool {
         size <= self.rules.cache_file_max && self.ledger.alive() + size <= self.rules.memory_max
+    }
+
+    /// Whether one more file may be kept open, where that is a matter of choice.
+    pub(super) fn may_keep_open(&self) -> bool {
+        self.ledger.open() < self.rules.open_files_max
     }
 
     /// Leave to put the pages of a body of so many bytes together: nobody else does, and there is memory for

@@ -20,6 +20,7 @@ use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
 use super::calls::{self, counted, fadvise, openat2, pread, read, write};
+use super::resident::is_cold;
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
@@ -67,6 +68,7 @@ impl Job {
 
 fn finish(mut load: Load) -> Loaded {
     loop {
+        load.leave_if(is_cold);
         match load.next() {
             Step::Open { root, path, flags, resolve } => {
                 let result = openat2(root, path, flags, resolve);
@@ -278,6 +280,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Ledger;
     use rustix::event::{PollFd, PollFlags, poll};
     use std::fs::File;
 
@@ -286,11 +289,15 @@ mod tests {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), vec![1; 300_000]).unwrap();
         let mut helpers = Helpers::new().unwrap();
+        let ledger = Ledger::default();
         for key in 0..100u64 {
             let file = File::open(path.path()).unwrap();
             // A span behind the end is no reason to stay away.
             let at = if key % 2 == 0 { key } else { 1 << 30 };
-            helpers.submit(key, Job::Read(Arc::new(Source::on_disk(file.into(), 300_000)), at, 200_000));
+            helpers.submit(
+                key,
+                Job::Read(Arc::new(Source::on_disk(file.into(), 300_000, &ledger)), at, 200_000),
+            );
         }
         let mut seen = Vec::new();
         while seen.len() < 100 {

@@ -31,7 +31,7 @@ impl Resident {
             return len.min(span.end - at);
         }
         let len = len.min(SPAN_MAX);
-        if !is_resident(file.as_fd(), at, len).unwrap_or_else(|| seems_resident(file.as_fd(), at, len)) {
+        if must_wait(file.as_fd(), at, len) {
             return 0;
         }
         self.0 = Some((descriptor, at..at + len));
@@ -117,6 +117,15 @@ fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     Some(counts.cached >= pages && has_byte(file, at + len - 1))
 }
 
+/// Whether a disk must be waited for to read all of a file of so many bytes, as far as the kernel tells.
+pub fn is_cold(file: BorrowedFd, size: u64) -> bool {
+    must_wait(file, 0, size)
+}
+
+fn must_wait(file: BorrowedFd, at: u64, len: u64) -> bool {
+    !is_resident(file, at, len).unwrap_or_else(|| seems_resident(file, at, len))
+}
+
 /// Whether samples of a span are in the page cache. What is read at once comes and goes together, as a rule.
 fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
     (at..at + len).step_by(SAMPLE_EVERY).chain([at + len - 1]).all(|at| has_byte(file, at))
@@ -131,6 +140,7 @@ fn has_byte(file: BorrowedFd, at: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Ledger;
     use std::fs::File;
     use std::os::fd::AsFd;
 
@@ -190,7 +200,7 @@ mod tests {
     fn a_span_once_found_is_remembered_for_its_file_alone() {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), b"0123456789").unwrap();
-        let open = || Source::on_disk(File::open(path.path()).unwrap().into(), 10);
+        let open = || Source::on_disk(File::open(path.path()).unwrap().into(), 10, &Ledger::default());
         let (one, other) = (open(), open());
         let mut resident = Resident::default();
         resident.found(&one, 100..200);

@@ -19,7 +19,7 @@ use crate::serve::{READ_MAX, Want, Worker};
 
 use super::calls::{self, openat2, recv, shutdown};
 use super::helpers::{Done, Job};
-use super::resident::{Resident, SPAN_MAX, read_resident, take_in_short_spans};
+use super::resident::{Resident, SPAN_MAX, is_cold, read_resident, take_in_short_spans};
 use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
@@ -265,10 +265,13 @@ pub fn load_at_once(load: &mut Load) -> bool {
                     result => load.opened(result.map_err(io::Error::from)),
                 }
             }
-            Step::Read { file, buffer, at } => match read_resident(file, buffer, at, usize::MAX) {
-                Some(n) => load.read(Ok(n)),
-                None => return false,
-            },
+            Step::Read { file, buffer, at } => {
+                let Some(n) = read_resident(file, buffer, at, usize::MAX) else {
+                    load.leave_if(is_cold);
+                    return false;
+                };
+                load.read(Ok(n));
+            }
             Step::Gather(_) => return false,
             Step::Done => return true,
         }

@@ -1,7 +1,7 @@
 //! Bytes of a body, shared by the cache and by the answers under way: in memory, or behind a descriptor.
 //!
-//! A [`Ledger`] counts the bytes in memory of all that live, those that the cache has already dropped and
-//! only a slow client still holds included. That is what makes a memory limit true.
+//! A [`Ledger`] counts the bytes in memory and the descriptors of all that live, those that the cache has
+//! already dropped and only a slow client still holds included. That is what makes a limit on them true.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ pub struct Ledger(Arc<Counts>);
 struct Counts {
     bytes: AtomicU64,
     files: AtomicU64,
+    open: AtomicU64,
 }
 
 impl Ledger {
@@ -28,6 +29,11 @@ impl Ledger {
     /// Files in memory among them; each has a descriptor.
     pub fn files(&self) -> u64 {
         self.0.files.load(Ordering::Relaxed)
+    }
+
+    /// Files of the file system that are kept open to be sent from.
+    pub fn open(&self) -> u64 {
+        self.0.open.load(Ordering::Relaxed)
     }
 }
 
@@ -65,15 +71,18 @@ impl Drop for Held {
 pub struct Source {
     descriptor: OwnedFd,
     size: u64,
-    /// Set where the file is in memory and nobody else has it.
-    ledger: Option<Ledger>,
+    /// Whether the file is in memory and nobody else has it.
+    in_memory: bool,
+    ledger: Ledger,
     mapping: Option<Mapping>,
 }
 
 impl Source {
-    /// A file of the file system, `size` bytes of it. It may change, and its disk may be slow.
-    pub fn on_disk(descriptor: OwnedFd, size: u64) -> Source {
-        Source { descriptor, size, ledger: None, mapping: None }
+    /// A file of the file system, `size` bytes of it. It may change, and its disk may be slow. It is entered
+    /// into the ledger until it is dropped.
+    pub fn on_disk(descriptor: OwnedFd, size: u64, ledger: &Ledger) -> Source {
+        ledger.0.open.fetch_add(1, Ordering::Relaxed);
+        Source { descriptor, size, in_memory: false, ledger: ledger.clone(), mapping: None }
     }
 
     /// A file in memory that never changes, entered into the ledger until it is dropped. Where it is mapped
@@ -82,7 +91,7 @@ impl Source {
         debug_assert!(mapping.as_ref().is_none_or(|mapping| mapping.len() as u64 == size));
         ledger.0.bytes.fetch_add(size, Ordering::Relaxed);
         ledger.0.files.fetch_add(1, Ordering::Relaxed);
-        Source { descriptor, size, ledger: Some(ledger.clone()), mapping }
+        Source { descriptor, size, in_memory: true, ledger: ledger.clone(), mapping }
     }
 
     /// Its bytes, where they can be had as they are.
@@ -97,7 +106,7 @@ impl Source {
 
     /// Whether it is in memory, so that no disk is ever waited for.
     pub fn is_in_memory(&self) -> bool {
-        self.ledger.is_some()
+        self.in_memory
     }
 }
 
@@ -109,9 +118,12 @@ impl AsFd for Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        if let Some(ledger) = &self.ledger {
-            ledger.0.bytes.fetch_sub(self.size, Ordering::Relaxed);
-            ledger.0.files.fetch_sub(1, Ordering::Relaxed);
+        let Counts { bytes, files, open } = &*self.ledger.0;
+        if self.in_memory {
+            bytes.fetch_sub(self.size, Ordering::Relaxed);
+            files.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -132,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_memory_counts_and_one_on_disk_does_not() {
+    fn a_file_in_memory_counts_as_memory_and_one_on_disk_does_not() {
         let pipe = || OwnedFd::from(std::io::pipe().unwrap().0);
         let ledger = Ledger::default();
-        let disk = Source::on_disk(pipe(), 100);
+        let disk = Source::on_disk(pipe(), 100, &ledger);
         let memory = Source::in_memory(pipe(), 50, None, &ledger);
         assert_eq!((disk.is_in_memory(), memory.is_in_memory()), (false, true));
-        assert_eq!((ledger.alive(), ledger.files()), (50, 1));
+        assert_eq!((ledger.alive(), ledger.files(), ledger.open()), (50, 1, 1));
         drop((disk, memory));
-        assert_eq!((ledger.alive(), ledger.files()), (0, 0));
+        assert_eq!((ledger.alive(), ledger.files(), ledger.open()), (0, 0, 0));
     }
 }

@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn text_side_by_side_is_one_slice_and_more_is_told() {
-        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9));
+        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9, &Ledger::default()));
         let mut out = Outbox::default();
         out.end().text(b"a");
         out.end().text(b"b");
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_short_span_is_taken_in_or_left_where_it_is() {
-        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9));
+        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 9, &Ledger::default()));
         let outbox = |len: u64| {
             let mut out = Outbox::default();
             out.end().text(b"head");
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn spans_are_taken_in_wherever_they_stand_and_the_order_stays() {
-        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 99));
+        let file = Arc::new(Source::on_disk(std::io::pipe().unwrap().0.into(), 99, &Ledger::default()));
         let blob = Blob::new(b"blob".to_vec(), &Ledger::default());
         // What is asked for, and which of the spans can be had at once.
         for had in 0..8 {

@@ -51,7 +51,7 @@ use self::operation::{Key, Mark, Operation};
 pub use self::probe::trials;
 use self::ring::{BUFFER_GROUP, BUFFERS, Completion, Ring};
 use self::send::{FileBuffers, Message};
-use super::resident::{Resident, take_in_short_spans};
+use super::resident::{Resident, is_cold, take_in_short_spans};
 use super::session::load_at_once;
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
@@ -112,6 +112,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
         heavy: VecDeque::new(),
+        has_turn: false,
     };
     turn.run()
 }
@@ -189,6 +190,8 @@ struct Loop<'a> {
     completions: Vec<Completion>,
     /// Completions that bring much to do, in their order. Small requests do not wait behind all of them.
     heavy: VecDeque<Completion>,
+    /// Whether it is one of these that is being dealt with.
+    has_turn: bool,
 }
 
 impl Loop<'_> {
@@ -211,10 +214,12 @@ impl Loop<'_> {
                 }
             }
             self.completions = completions;
+            self.has_turn = true;
             for _ in 0..=light / LIGHT_PER_HEAVY {
                 let Some(completion) = self.heavy.pop_front() else { break };
                 self.complete(completion)?;
             }
+            self.has_turn = false;
             self.wake_waiting()?;
             self.expire()?;
             if self.acceptor.is_due(self.seat.worker.clock.now()) {
@@ -233,7 +238,7 @@ impl Loop<'_> {
     fn is_heavy(&mut self, completion: &Completion) -> bool {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
-            Operation::FileRead | Operation::Writable => true,
+            Operation::FileRead | Operation::Writable | Operation::Install => true,
             // As much as is sent at once, so there is more.
             Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => matches!(
@@ -295,10 +300,10 @@ impl Loop<'_> {
                 self.paused.push(key);
                 Ok(())
             }
-            // Writable or broken: the next send will tell.
-            Operation::Writable => self.send(key),
             Operation::Open | Operation::Read | Operation::Gather => self.loaded(key, operation, result),
-            Operation::Turn => self.load(key),
+            Operation::Turn if matches!(slot.task, Task::Load(..)) => self.load(key),
+            // Writable or broken: the next send will tell.
+            Operation::Writable | Operation::Turn => self.send(key),
             // The client has gone already.
             Operation::Shutdown if result < 0 => self.carry_out(key, Want::Close),
             Operation::Shutdown => self.carry_out(key, Want::Read),
@@ -424,6 +429,7 @@ impl Loop<'_> {
     fn load(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let Task::Load(load, how) = &mut slot.task else { unreachable!("a load is under way") };
+        load.leave_if(is_cold);
         let (operation, entry) = match load.next() {
             Step::Open { root, path, flags, resolve } => {
                 **how = OpenHow::new().flags(u64::from(flags.bits())).resolve(resolve.bits());
@@ -485,8 +491,8 @@ impl Loop<'_> {
         self.load(key)
     }
 
-    /// Puts off the next step of a load, which is as much to do as what a heavy completion brings, until its
-    /// turn among these.
+    /// Puts off the next step of a load or of sending, which is as much to do as what a heavy completion
+    /// brings, until its turn among these.
     fn await_turn(&mut self, key: Key) {
         let slot = slot(&mut self.slots, key);
         debug_assert_eq!(slot.in_flight, None);

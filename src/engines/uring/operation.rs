@@ -28,7 +28,7 @@ pub enum Operation {
     Read,
     /// Having the kernel put the pages of a body together.
     Gather,
-    /// Nothing yet: beginning to read it is put off, for others have as much to do.
+    /// Nothing yet: beginning to read a file is put off, for others have as much to do.
     Turn,
     /// Ending the writing side.
     Shutdown,

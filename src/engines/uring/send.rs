@@ -2,8 +2,8 @@
 //!
 //! What a client is sent stands in its outbox. Plain memory is lent to the kernel where it is. A file in
 //! memory, and a span of a large file that is in the page cache, goes by sendfile(2), which waits for
-//! nothing; what is still on the disk is read through the ring, so that the disk holds up nobody else. No
-//! buffer is ever held while a client is waited for.
+//! nothing; what is still on the disk is read through the ring before, so that the disk holds up nobody else,
+//! and leaves from the page cache all the same. No buffer is ever held while a client is waited for.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -18,15 +18,16 @@ use crate::engines::calls::counted;
 use crate::engines::resident::Resident;
 use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
-use crate::http::outbox::PIECE;
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
 use super::{Installed, Loop, Task, slot};
 
-/// Buffers of one piece each, into which spans of files are read on their way to a client. They are never
-/// held while a client is waited for.
+/// Buffers into which spans of files are read on their way to a client. They are never held while a client is
+/// waited for.
 const FILE_BUFFERS_MAX: usize = 64;
+/// Bytes of such a buffer: what of it is copied stays in the processor's own caches.
+const FILE_BUFFER: usize = 64 * 1024;
 /// A longer span of a file in memory is sent without being copied, though that takes an operation first.
 const INSTALL_MIN: u64 = 16 * 1024;
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
@@ -54,7 +55,7 @@ impl Loop<'_> {
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { file, len, .. }
-                if len > if file.is_in_memory() { INSTALL_MIN } else { PIECE as u64 }
+                if len > if file.is_in_memory() { INSTALL_MIN } else { FILE_BUFFER as u64 }
                     && self.can_install
                     && slot.installed.is_none()
                     && matches!(slot.task, Task::None) =>
@@ -70,6 +71,11 @@ impl Loop<'_> {
             }
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
+                    // Many may come to this at once, and reading begins with what the kernel reads ahead.
+                    if !self.has_turn {
+                        self.await_turn(key);
+                        return Ok(());
+                    }
                     let Some(buffer) = self.file_buffers.take() else {
                         slot.task = Task::FileWaiting;
                         self.file_buffers.waiting.push_back(key);
@@ -152,8 +158,9 @@ impl Loop<'_> {
         self.carry_out(key, want)
     }
 
-    /// A span of a file is in its buffer: sends as much of it as the socket takes at once. What it does not
-    /// take is read again later, from the page cache, so that no slow client holds a buffer.
+    /// A span of a file is in its buffer, and thus in the page cache, too. It is sent from there; or, where
+    /// there is no descriptor installed for that, as much of the buffer as the socket takes at once: what it
+    /// does not take is read again later, so that no slow client holds a buffer.
     pub(super) fn file_read(&mut self, key: Key, result: i32) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let Task::File(buffer, filled) = &mut slot.task else { unreachable!("a file is read into a buffer") };
@@ -166,10 +173,16 @@ impl Loop<'_> {
             return self.carry_out(key, Want::Close);
         }
         *filled = result as usize;
-        let more = match slot.outbox.front(&mut [IoSlice::new(&[])]) {
-            Chunk::File { len, .. } => len > result as u64,
-            _ => false,
+        let mut slices = [IoSlice::new(&[])];
+        let Chunk::File { file, at, len } = slot.outbox.front(&mut slices) else {
+            unreachable!("what was read is in front")
         };
+        if let Some(installed) = &mut slot.installed {
+            installed.resident.found(file, at..at + result as u64);
+            self.file_buffers.give_back(&mut slot.task);
+            return self.send_now(key);
+        }
+        let more = len > result as u64;
         let entry =
             opcode::Send::new(Fixed(key.index), buffer.as_ptr(), result as u32).flags(send_flags(more));
         self.submit(key, Operation::FileSend, entry.build())
@@ -277,7 +290,7 @@ impl FileBuffers {
     pub(super) fn take(&mut self) -> Option<Box<[u8]>> {
         if self.free.is_empty() && self.made < FILE_BUFFERS_MAX {
             self.made += 1;
-            self.free.push(vec![0; PIECE].into_boxed_slice());
+            self.free.push(vec![0; FILE_BUFFER].into_boxed_slice());
         }
         self.free.pop()
     }
