@@ -238,7 +238,7 @@ impl Loop<'_> {
     fn is_heavy(&mut self, completion: &Completion) -> bool {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
-            Operation::FileRead | Operation::Writable | Operation::Install => true,
+            Operation::FileRead | Operation::Writable => true,
             // As much as is sent at once, so there is more.
             Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => matches!(
