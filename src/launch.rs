@@ -37,6 +37,8 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Descriptors counted on, however high the limit is.
 const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Files that a thread may be loading at once, however many descriptors there are.
+const LOADS_MAX: usize = 32;
 /// Descriptors that the kernel's table has room for from the beginning; it takes 8 bytes for each.
 const TABLE_SIZE: usize = 16 * 1024;
 /// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
@@ -201,6 +203,7 @@ impl Launcher {
                 worker: self.worker(engine, number, count),
                 shutdown: self.shutdown.clone(),
                 connections_max: share(self.connections_max(engine), number, count),
+                loads_max: (self.descriptors.for_loads() / count).clamp(1, LOADS_MAX),
                 start: start_line(self.events.clone(), gate.clone()),
             };
             let (events, gate) = (self.events.clone(), gate.clone());
@@ -623,7 +626,7 @@ impl Descriptors {
         (self.limit / 32).clamp(1, 4096)
     }
 
-    /// Such files that have left the caches while they are still sent.
+    /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
     fn for_answers(self) -> usize {
         self.for_cache()
     }

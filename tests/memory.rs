@@ -394,13 +394,15 @@ fn a_large_body_that_is_asked_for_again_becomes_a_file_in_memory() {
 #[test]
 fn a_large_file_from_the_disk_is_left_there_until_it_is_asked_for_again() {
     let fixture = Fixture::new();
-    let ask = |worker: &mut Worker, name: &str| {
-        let mut client = Client::new(worker, vec![get(name, "Connection: close\r\n").into_bytes()]);
+    let ask_with = |worker: &mut Worker, name: &str, fields: &str| {
+        let fields = format!("{fields}Connection: close\r\n");
+        let mut client = Client::new(worker, vec![get(name, &fields).into_bytes()]);
         while !client.over {
             client.step(worker, &mut Manner::Cold);
         }
         client.output
     };
+    let ask = |worker: &mut Worker, name: &str| ask_with(worker, name, "");
     // While the file may still change without its `stat` telling, no tag but that of bytes held is true.
     let mut worker = fixture.worker();
     let held = ask(&mut worker, "/middle.bin");
@@ -409,10 +411,46 @@ fn a_large_file_from_the_disk_is_left_there_until_it_is_asked_for_again() {
     let mut worker = fixture.worker();
     assert!(ask(&mut worker, "/a.txt").ends_with(b"alpha\n"));
     let small = worker.site().ledger().alive();
+    // Nothing can be joined to what is not held: its tag is a weak one.
+    let text = String::from_utf8_lossy(&held).into_owned();
+    let tag = text.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
+    let weak = |tag: &str| text.replace(&format!("ETag: {tag}"), &format!("ETag: W/{tag}"));
     for (requests, bytes) in [(1, 0), (2, 160_000), (3, 160_000)] {
-        assert!(ask(&mut worker, "/middle.bin") == held, "{requests}");
+        let output = ask(&mut worker, "/middle.bin");
+        let wanted = if bytes == 0 { weak(tag) } else { text.clone() };
+        assert!(String::from_utf8_lossy(&output) == wanted, "{requests}");
         assert_eq!(worker.site().ledger().alive() - small, bytes, "{requests}");
         assert_eq!(worker.site().ledger().open(), u64::from(bytes == 0), "{requests}");
+    }
+    // It serves who has the file already, whichever of the two he was told.
+    for fields in [format!("If-None-Match: {tag}"), format!("If-None-Match: W/{tag}")] {
+        let mut worker = fixture.worker();
+        for request in 1..=2 {
+            let output = ask_with(&mut worker, "/middle.bin", &format!("{fields}\r\n"));
+            assert!(output.starts_with(b"HTTP/1.1 304 "), "{fields} {request}");
+        }
+    }
+    let mut worker = fixture.worker();
+    for (request, status) in [(1, 200), (2, 206)] {
+        let output =
+            ask_with(&mut worker, "/middle.bin", &format!("Range: bytes=1-2\r\nIf-Range: {tag}\r\n"));
+        assert_eq!(statuses(&output), [status], "{request}");
+    }
+    let mut worker = fixture.worker();
+    for (request, status) in [(1, 412), (2, 200)] {
+        let output = ask_with(&mut worker, "/middle.bin", &format!("If-Match: {tag}\r\n"));
+        assert_eq!(statuses(&output), [status], "{request}");
+    }
+    // Where there is no memory for it the second time, its bytes are no more vouched for.
+    fs::write(fixture.folder.path().join("other.bin"), vec![7; 50_000]).unwrap();
+    let rules = Rules { cache_file_max: 200_000, memory_max: 170_000, ..Rules::default() };
+    let mut worker = fixture.worker_with(rules);
+    assert!(String::from_utf8_lossy(&ask(&mut worker, "/middle.bin")).contains(&format!("ETag: W/{tag}")));
+    ask(&mut worker, "/other.bin");
+    for request in 2..=3 {
+        let output = ask(&mut worker, "/middle.bin");
+        assert!(output.ends_with(&held[held.len() - 160_000..]), "{request}");
+        assert!(!String::from_utf8_lossy(&output).contains(tag), "{request}");
     }
     // Where no more descriptors can be spared it is held at once.
     let mut worker = fixture.worker_with(Rules { open_files_max: 0, ..Rules::default() });

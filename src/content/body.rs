@@ -122,9 +122,15 @@ impl Body {
         self.hash
     }
 
-    /// Whether there are only so few bytes on the disk that they can be held in memory, too.
+    /// Whether the bytes were read, and yet are only on the disk.
     pub(super) fn is_left(&self) -> bool {
         self.is_on_disk() && self.hash.is_some()
+    }
+
+    /// The same for more than one answer, where it has to stay on the disk: what was read of it once may be
+    /// something else by now.
+    pub(super) fn without_hash(self) -> Body {
+        Body { hash: None, ..self }
     }
 
     /// Whether the bytes are still on the disk.

@@ -306,13 +306,16 @@ impl Entry {
     }
 }
 
-/// A strong entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the
-/// same on every replica and changes with every change; else of size and modification time. Behind both
-/// stands the coding, since two siblings may agree in all else (section 8.8.3.3).
+/// An entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the same on
+/// every replica and changes with every change; else of size and modification time. Where the bytes were
+/// read and are not held, the first tag is a weak one: whoever rewrites the file in place has others sent
+/// under it, and nothing may be joined to them (section 8.8.1). Behind all stands the coding, since two
+/// siblings may agree in all else (section 8.8.3.3).
 fn etag(parts: &Parts, size: u64) -> String {
     let coding = parts.coding.map_or("", Coding::name);
     if let Some(hash) = parts.body.hash() {
-        return format!("\"{hash:032x}{coding}\"");
+        let weak = if parts.body.is_left() { "W/" } else { "" };
+        return format!("{weak}\"{hash:032x}{coding}\"");
     }
     let (seconds, nanoseconds) = parts.identity.modified;
     format!("\"{size:x}-{seconds:x}.{nanoseconds:x}{coding}\"")

@@ -430,7 +430,8 @@ impl Load {
             {
                 return State::Gathering { name, identity, gathering: Gathering::new(body, permit) };
             }
-            return self.found(name, identity, self.site.hold(body), true);
+            let body = if body.is_left() { body.without_hash() } else { self.site.hold(body) };
+            return self.found(name, identity, body, true);
         }
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {

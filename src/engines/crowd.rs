@@ -127,6 +127,7 @@ impl<'a, W: Watch> Crowd<'a, W> {
     pub fn new(seat: &'a mut Seat, watch: W) -> io::Result<Crowd<'a, W>> {
         seat.listener.set_nonblocking(true)?;
         let crowd = Crowd {
+            helpers: Helpers::new(seat.loads_max)?,
             seat,
             watch,
             slots: Slab::new(),
@@ -136,7 +137,6 @@ impl<'a, W: Watch> Crowd<'a, W> {
             accepting: Accepting::Yes,
             note: PauseNote::default(),
             desk: Desk::new(),
-            helpers: Helpers::new()?,
             done: VecDeque::new(),
             put_off: VecDeque::new(),
         };

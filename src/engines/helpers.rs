@@ -24,8 +24,6 @@ use super::resident::is_cold;
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
-/// Jobs that are under way or wait for a thread before loads are put off.
-const JOBS_MAX: usize = 32;
 /// Helpers stand behind the loop where both want the core: what is in memory is not to wait for what is not.
 const NICENESS: i32 = 15;
 /// And they leave the core to it after so many nanoseconds, the least that can be asked for.
@@ -114,6 +112,8 @@ fn fetch(file: &Source, at: u64, len: u64) {
 #[derive(Debug)]
 pub struct Helpers<K> {
     shared: Arc<Shared<K>>,
+    /// Jobs that are under way or wait for a thread before loads are put off.
+    jobs_max: usize,
     threads: usize,
     /// Jobs that were handed over and not taken back.
     away: usize,
@@ -146,14 +146,14 @@ struct Queue<K> {
 
 impl<K: Send + 'static> Helpers<K> {
     /// No thread yet: they are made as they are needed.
-    pub fn new() -> io::Result<Helpers<K>> {
+    pub fn new(jobs_max: usize) -> io::Result<Helpers<K>> {
         let shared = Shared {
             queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
             news: Condvar::new(),
             finished: Mutex::new(Finished { jobs: Vec::new(), calls: 0 }),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         };
-        Ok(Helpers { shared: Arc::new(shared), threads: 0, away: 0 })
+        Ok(Helpers { shared: Arc::new(shared), jobs_max, threads: 0, away: 0 })
     }
 
     /// Hands a job over. Where no thread can be made it is done here and now.
@@ -174,9 +174,9 @@ impl<K: Send + 'static> Helpers<K> {
         self.shared.news.notify_one();
     }
 
-    /// Whether a load should wait until others are done: each holds a descriptor, and the memory of a body.
+    /// Whether a load should wait until others are done.
     pub fn are_busy(&self) -> bool {
-        self.away >= JOBS_MAX
+        self.away >= self.jobs_max
     }
 
     /// Whether anything was handed over that was not taken out.
@@ -288,7 +288,7 @@ mod tests {
     fn every_job_comes_back_under_its_key() {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), vec![1; 300_000]).unwrap();
-        let mut helpers = Helpers::new().unwrap();
+        let mut helpers = Helpers::new(32).unwrap();
         let ledger = Ledger::default();
         for key in 0..100u64 {
             let file = File::open(path.path()).unwrap();

@@ -180,6 +180,8 @@ pub struct Seat {
     pub shutdown: Arc<Shutdown>,
     /// Connections this thread may hold at once; beyond it, accepting pauses.
     pub connections_max: usize,
+    /// Loads it may have under way at once: each holds a descriptor, and the memory of a body.
+    pub loads_max: usize,
     /// Says that the thread has all it needs, and waits for the others; see [`Seat::ready`].
     pub start: Start,
 }

@@ -6,7 +6,7 @@ use super::parse::{Request, Single};
 /// What a representation is known by.
 #[derive(Clone, Copy, Debug)]
 pub struct Validators<'a> {
-    /// The entity tag with its quotes. All tags of this server are strong.
+    /// The entity tag with its quotes; weak where bytes were read that are not held.
     pub etag: &'a [u8],
     /// `Last-Modified` as it is sent, an IMF-fixdate.
     pub modified_text: &'a [u8],
@@ -77,7 +77,9 @@ enum Compare {
 }
 
 fn any_tag<'a>(mut lines: impl Iterator<Item = &'a [u8]>, etag: &[u8], compare: Compare) -> bool {
-    lines.any(|line| line == b"*" || any_tag_in(line, etag, compare))
+    let (weak, tag) = etag.strip_prefix(b"W/").map_or((false, etag), |tag| (true, tag));
+    let may_match = !(weak && compare == Compare::Strong);
+    lines.any(|line| line == b"*" || (may_match && any_tag_in(line, tag, compare)))
 }
 
 /// Walks one list of entity tags. A comma may stand inside the quotes, so splitting at commas would be wrong.

@@ -83,6 +83,7 @@ impl Admin {
             worker,
             shutdown: Arc::new(Shutdown::new()?),
             connections_max: 1,
+            loads_max: 1,
             start: Box::new(|| true),
         };
         let run = move || {

@@ -67,8 +67,6 @@ pub const ENGINE: Engine = Engine {
     run,
 };
 
-/// Loads in flight at once; it bounds the memory of bodies that are being read.
-const LOADS_MAX: usize = 32;
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
 /// Loading a file of so many bytes is as much to do as answering many requests.
@@ -345,7 +343,7 @@ impl Loop<'_> {
                 take_in_short_spans(&mut slot.outbox);
                 self.send(key)
             }
-            Want::Load(mut load) if self.loads >= LOADS_MAX => {
+            Want::Load(mut load) if self.loads >= self.seat.loads_max => {
                 // A look at what is known already need not wait for those who wait for a disk.
                 load.gather_nothing();
                 if load.is_a_look() && load_at_once(&mut load) {
@@ -503,7 +501,7 @@ impl Loop<'_> {
 
     /// Those who waited for a load or a buffer of somebody else's get theirs.
     fn wake_waiting(&mut self) -> io::Result<()> {
-        while self.loads < LOADS_MAX
+        while self.loads < self.seat.loads_max
             && let Some(key) = self.loads_waiting.pop_front()
         {
             if let Some(slot) = live(&mut self.slots, key)
