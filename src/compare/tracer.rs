@@ -185,9 +185,10 @@ mod tests {
             assert_eq!(answers.next().unwrap().unwrap(), "hello");
         };
         (0..100).for_each(|_| ask());
-        // A shell reads byte by byte: six reads and a write for each line.
+        // A shell reads byte by byte: six reads and a write for each line. The call under way when strace
+        // came, and the last one, may be counted or not.
         let calls = tracer.detach().unwrap();
-        assert!((700..=710).contains(&calls), "{calls}");
+        assert!((698..=710).contains(&calls), "{calls}");
         ask();
         drop(questions);
         assert!(child.wait().unwrap().success());
