@@ -88,7 +88,8 @@ struct Args {
     #[arg(long, value_name = "SIZE", env = "SERVER_CACHE_SIZE", value_parser = size)]
     cache_size: Option<u64>,
 
-    /// A file up to this size is held in memory, a larger one as an open descriptor
+    /// A file up to this size is held in memory, a larger one as an open descriptor; one of 128 KiB and more
+    /// that comes from the disk not before it is asked for again
     #[arg(long, value_name = "SIZE", env = "SERVER_CACHE_FILE_MAX", default_value = "1MiB",
           value_parser = size)]
     cache_file_max: u64,

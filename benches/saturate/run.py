@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import statistics
 import struct
 import subprocess
@@ -137,6 +138,9 @@ def main():
     settings = parser.parse_args()
     if unknown := set(settings.workloads.split(",")) - set(WORKLOADS):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    for tool in "nginx", "cc", "taskset":
+        if not shutil.which(tool):
+            parser.error(f"{tool} is not on PATH: install it")
     program = PROJECT / "target/release/ringserve"
     if not program.exists():
         parser.error(f"{program} is not there: cargo build --release")
@@ -167,4 +171,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (measure.Invalid, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"run.py: {error}")

@@ -1,5 +1,5 @@
 //! Where the bytes of a file are held: small ones in plain memory, middling ones in a file in memory, large
-//! ones in the file system's own file.
+//! ones in the file system's own file; there also one that was just read from the disk for the first time.
 //!
 //! A file in memory (memfd_create(2)) is ours alone and never changes, like plain memory; but a socket can
 //! take its pages as they are, by sendfile(2), where plain memory must be copied. Making one costs more than
