@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ringserve::engines::ENGINES;
 use rustix::process::Pid;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 use crate::common::{Client, HUGE, Server, Setup, Site, numbered_bytes, on_every_engine, serves_several};
 
@@ -49,7 +49,7 @@ fn is_in_page_cache(path: &Path) -> bool {
 #[test]
 fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
     let bytes = numbered_bytes(3 << 20);
-    let hash = xxh3_128(&bytes);
+    let hash = XxHash3_128::oneshot(&bytes);
     on_every_engine(|engine| {
         for file_max in ["0", "64KiB", "8MiB"] {
             let site = Site::with(&[("large.bin", &*bytes), ("a.txt", b"alpha\n")]);
@@ -65,7 +65,7 @@ fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
                     client.request("GET", "/large.bin", &["Range: bytes=2097150-2097160"]);
                 }
                 for client in &mut clients {
-                    assert_eq!(xxh3_128(&client.response().body), hash, "{file_max}");
+                    assert_eq!(XxHash3_128::oneshot(&client.response().body), hash, "{file_max}");
                     assert_eq!(client.response().text(), "alpha\n");
                     assert_eq!(client.response().body, &bytes[2_097_150..=2_097_160]);
                 }
@@ -85,7 +85,7 @@ fn holds(process: Pid, path: &Path) -> bool {
 #[test]
 fn a_file_that_was_on_the_disk_is_the_same_for_the_first_and_the_second_to_ask() {
     let bytes = numbered_bytes(1 << 20);
-    let tag = format!("\"{:032x}\"", xxh3_128(&bytes));
+    let tag = format!("\"{:032x}\"", XxHash3_128::oneshot(&bytes));
     let sites = ENGINES.iter().map(|engine| (engine.name, Site::with(&[("large.bin", &*bytes)])));
     let sites: HashMap<_, _> = sites.collect();
     // Until then it may change without its `stat` telling, and is held in memory at once.
@@ -113,7 +113,7 @@ fn a_file_that_was_on_the_disk_is_the_same_for_the_first_and_the_second_to_ask()
 #[test]
 fn who_ends_his_side_and_stalls_is_sent_every_byte() {
     let bytes = numbered_bytes(1 << 20);
-    let (hash, count) = (xxh3_128(&bytes), 12);
+    let (hash, count) = (XxHash3_128::oneshot(&bytes), 12);
     on_every_engine(|engine| {
         let site = Site::with(&[("middle.bin", &bytes)]);
         let server = Server::start(engine, &site, &["--send-timeout", "20s"]);
@@ -129,7 +129,7 @@ fn who_ends_his_side_and_stalls_is_sent_every_byte() {
         std::thread::sleep(Duration::from_millis(2900));
         for client in &mut clients {
             for number in 0..count {
-                assert_eq!(xxh3_128(&client.response().body), hash, "answer {number}");
+                assert_eq!(XxHash3_128::oneshot(&client.response().body), hash, "answer {number}");
             }
             client.closes();
         }
@@ -154,19 +154,23 @@ fn a_limit_on_the_size_of_files_ends_nothing() {
 #[test]
 fn a_large_file_arrives_byte_for_byte() {
     let bytes = numbered_bytes((8 << 20) + 5);
-    let hash = xxh3_128(&bytes);
+    let hash = XxHash3_128::oneshot(&bytes);
     on_every_engine(|engine| {
         let site = Site::with(&[("large.bin", &bytes)]);
         let server = Server::start(engine, &site, &["--cache-file-max", "64KiB"]);
         let mut client = server.connect();
         for _ in 0..2 {
-            assert_eq!(xxh3_128(&client.get("/large.bin").body), hash);
+            assert_eq!(XxHash3_128::oneshot(&client.get("/large.bin").body), hash);
         }
         for (first, last) in
             [(0, 0), (1, 65_536), (262_143, 262_144), (7_000_001, 8_388_612), (8_388_612, 8_388_612)]
         {
             client.request("GET", "/large.bin", &[&format!("Range: bytes={first}-{last}")]);
-            assert_eq!(xxh3_128(&client.response().body), xxh3_128(&bytes[first..=last]), "{first}-{last}");
+            assert_eq!(
+                XxHash3_128::oneshot(&client.response().body),
+                XxHash3_128::oneshot(&bytes[first..=last]),
+                "{first}-{last}"
+            );
         }
         drop(client);
         let (mut slow, length, mut body) = begin(&server, "/large.bin");
@@ -174,7 +178,7 @@ fn a_large_file_arrives_byte_for_byte() {
             body.extend(slow.take(200_000.min(length - body.len())));
             std::thread::sleep(Duration::from_millis(2));
         }
-        assert_eq!(xxh3_128(&body), hash);
+        assert_eq!(XxHash3_128::oneshot(&body), hash);
         slow.closes();
     });
 }

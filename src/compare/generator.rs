@@ -9,6 +9,7 @@
 //! of the run, and so is a connection that ends too early or on which nothing comes any more.
 
 use std::collections::VecDeque;
+use std::hash::Hasher;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_settime,
 };
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_64;
 
 use super::load::{Clients, Outcome, Rhythm, Target};
 use super::response::{Event, Known, Parser};
@@ -111,7 +112,7 @@ struct Connection {
     /// What the kernel would not take yet.
     unsent: Vec<u8>,
     /// The hash of the present body, if it is a sample.
-    sample: Option<Box<Xxh3>>,
+    sample: Option<Box<XxHash3_64>>,
     /// The present response is the last.
     closing: bool,
     heard_at: Instant,
@@ -470,11 +471,11 @@ impl<'a> Generator<'a> {
                 }
                 Event::Body(bytes) => {
                     if let Some(sample) = &mut connection.sample {
-                        sample.update(bytes);
+                        sample.write(bytes);
                     }
                 }
                 Event::End => {
-                    if connection.sample.take().is_some_and(|sample| Some(sample.digest()) != target.hash) {
+                    if connection.sample.take().is_some_and(|sample| Some(sample.finish()) != target.hash) {
                         return Err("a body that is not the file's".into());
                     }
                     connection.pending.pop_front();

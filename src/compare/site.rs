@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tempfile::TempDir;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 
 use super::load::Target;
 use super::schedule::COLD_SIZE;
@@ -117,7 +117,8 @@ fn cold_name(number: usize) -> String {
 
 /// Writes bytes that no other file has, and no two pages of this one; says their hash.
 fn write(path: &Path, size: u64, seed: u64) -> io::Result<u64> {
-    let words = (0..PAGE as u64 / 8).map(|word| xxh3_64_with_seed(&word.to_le_bytes(), seed).to_le_bytes());
+    let words = (0..PAGE as u64 / 8)
+        .map(|word| XxHash3_64::oneshot_with_seed(seed, &word.to_le_bytes()).to_le_bytes());
     let pattern: Vec<u8> = words.flatten().collect();
     let mut bytes = Vec::with_capacity(size as usize);
     for page in 0..size.div_ceil(PAGE as u64) {
@@ -126,7 +127,7 @@ fn write(path: &Path, size: u64, seed: u64) -> io::Result<u64> {
     }
     bytes.truncate(size as usize);
     File::create_new(path)?.write_all(&bytes)?;
-    Ok(xxh3_64(&bytes))
+    Ok(XxHash3_64::oneshot(&bytes))
 }
 
 #[cfg(test)]
@@ -139,7 +140,7 @@ mod tests {
         for size in [0, 1, 1000] {
             let target = site.target(size, true);
             let bytes = fs::read(site.root().join(name(size))).unwrap();
-            assert_eq!((bytes.len() as u64, Some(xxh3_64(&bytes))), (size, target.hash));
+            assert_eq!((bytes.len() as u64, Some(XxHash3_64::oneshot(&bytes))), (size, target.hash));
         }
         assert!(site.target(1, false).request.ends_with(b"close\r\n\r\n"));
         assert_eq!(site.cold_targets().count(), 0);

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 use crate::http::reply::Bytes;
 use crate::http::{Blob, Ledger, Source};
@@ -54,7 +54,7 @@ impl Body {
 
     /// Held in plain memory.
     pub(super) fn in_memory(bytes: Vec<u8>, ledger: &Ledger) -> Body {
-        let hash = xxh3_128(&bytes);
+        let hash = XxHash3_128::oneshot(&bytes);
         Body::hashed(bytes, hash, ledger)
     }
 

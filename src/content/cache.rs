@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashTable;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 use crate::clock::Tick;
 use crate::http::negotiate::Coding;
@@ -60,7 +60,7 @@ impl Changes {
     const COUNTERS: usize = 4096;
 
     fn hash(&self, path: &[u8], coding: Option<Coding>) -> u64 {
-        xxh3_64_with_seed(path, self.seed ^ coding.map_or(0, |coding| coding as u64 + 1))
+        XxHash3_64::oneshot_with_seed(self.seed ^ coding.map_or(0, |coding| coding as u64 + 1), path)
     }
 
     /// The count of a path as it is now.

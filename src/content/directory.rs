@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FsWord, fstat, fstatfs};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use crate::clock::Tick;
 
@@ -51,7 +51,7 @@ impl Stamp {
         if !TRUSTED.contains(&system.f_type) || !identity.is_settled(now) {
             return Stamp::default();
         }
-        Stamp { number: xxh3_64(&identity.to_bytes()).into(), device: identity.device }
+        Stamp { number: XxHash3_64::oneshot(&identity.to_bytes()).into(), device: identity.device }
     }
 
     /// Whether both are of the same directory with the same names.

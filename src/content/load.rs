@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_128;
 
 use crate::clock::Tick;
 use crate::http::Status;
@@ -142,7 +142,7 @@ enum State {
 struct Reading {
     /// All of them, or those that came last.
     buffer: Vec<u8>,
-    hash: Box<Xxh3>,
+    hash: Box<XxHash3_128>,
     /// How many have come.
     count: u64,
     /// Whether they stay in the file, and only their hash is wanted.
@@ -156,7 +156,7 @@ impl Reading {
 
     /// So many more are in the buffer.
     fn add(&mut self, n: usize) {
-        self.hash.update(&self.buffer[self.buffer.len() - n..]);
+        self.hash.write(&self.buffer[self.buffer.len() - n..]);
         self.count += n as u64;
         if self.is_left {
             self.buffer.clear();
@@ -464,7 +464,7 @@ impl Load {
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
-        let hash = bytes.hash.digest128();
+        let hash = bytes.hash.finish_128();
         if bytes.is_left {
             let hash = is_whole.then_some(hash);
             let body = Body::on_disk(file, identity.size, hash, self.site.ledger());
