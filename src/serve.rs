@@ -485,7 +485,10 @@ fn find_in<'a>(
                 cache.renew(found, now);
                 cache.entry(*place.insert(found))
             }
-            Lookup::Unknown => return Err(Box::new(Load::plain(site, path, None, unix_seconds))),
+            Lookup::Unknown => {
+                let load = Load::plain(site, path, None, unix_seconds);
+                return Err(Box::new(load.wanted_by(request)));
+            }
         },
     };
     let coding = match &**plain {
@@ -514,7 +517,10 @@ fn find_in<'a>(
                 cache.renew(place, now);
                 Ok(cache.entry(place))
             }
-            Lookup::Unknown => Err(Box::new(Load::sibling(site, path, &plain, coding, None, unix_seconds))),
+            Lookup::Unknown => {
+                let load = Load::sibling(site, path, &plain, coding, None, unix_seconds);
+                Err(Box::new(load.wanted_by(request)))
+            }
         };
     }
     match place {

@@ -389,73 +389,93 @@ fn a_large_body_that_is_asked_for_again_becomes_a_file_in_memory() {
     }
 }
 
-/// What must come from the disk, and may be asked for just once, is not copied into memory; and it is told
-/// from other bytes by the same tag as when it is.
+fn ask_cold(worker: &mut Worker, name: &str, fields: &str) -> Vec<u8> {
+    let fields = format!("{fields}Connection: close\r\n");
+    let mut client = Client::new(worker, vec![get(name, &fields).into_bytes()]);
+    while !client.over {
+        client.step(worker, &mut Manner::Cold);
+    }
+    client.output
+}
+
+fn tag_of(output: &[u8]) -> String {
+    let head = String::from_utf8_lossy(output);
+    head.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap_or_default().to_owned()
+}
+
+/// What must come from the disk, and may be asked for just once, is not copied into memory.
 #[test]
 fn a_large_file_from_the_disk_is_left_there_until_it_is_asked_for_again() {
     let fixture = Fixture::new();
-    let ask_with = |worker: &mut Worker, name: &str, fields: &str| {
-        let fields = format!("{fields}Connection: close\r\n");
-        let mut client = Client::new(worker, vec![get(name, &fields).into_bytes()]);
-        while !client.over {
-            client.step(worker, &mut Manner::Cold);
-        }
-        client.output
-    };
-    let ask = |worker: &mut Worker, name: &str| ask_with(worker, name, "");
     // While the file may still change without its `stat` telling, no tag but that of bytes held is true.
     let mut worker = fixture.worker();
-    let held = ask(&mut worker, "/middle.bin");
+    let held = ask_cold(&mut worker, "/middle.bin", "");
     assert_eq!(worker.site().ledger().alive(), 160_000);
     std::thread::sleep(Duration::from_millis(3100));
     let mut worker = fixture.worker();
-    assert!(ask(&mut worker, "/a.txt").ends_with(b"alpha\n"));
+    assert!(ask_cold(&mut worker, "/a.txt", "").ends_with(b"alpha\n"));
     let small = worker.site().ledger().alive();
-    // Nothing can be joined to what is not held: its tag is a weak one.
-    let text = String::from_utf8_lossy(&held).into_owned();
-    let tag = text.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
-    let weak = |tag: &str| text.replace(&format!("ETag: {tag}"), &format!("ETag: W/{tag}"));
     for (requests, bytes) in [(1, 0), (2, 160_000), (3, 160_000)] {
-        let output = ask(&mut worker, "/middle.bin");
-        let wanted = if bytes == 0 { weak(tag) } else { text.clone() };
-        assert!(String::from_utf8_lossy(&output) == wanted, "{requests}");
+        let output = ask_cold(&mut worker, "/middle.bin", "");
+        let retold = String::from_utf8_lossy(&output).replace(&tag_of(&output), &tag_of(&held));
+        assert!(retold == String::from_utf8_lossy(&held), "{requests}");
+        assert_eq!(tag_of(&output) == tag_of(&held), bytes > 0, "{requests}");
         assert_eq!(worker.site().ledger().alive() - small, bytes, "{requests}");
         assert_eq!(worker.site().ledger().open(), u64::from(bytes == 0), "{requests}");
     }
-    // It serves who has the file already, whichever of the two he was told.
-    for fields in [format!("If-None-Match: {tag}"), format!("If-None-Match: W/{tag}")] {
-        let mut worker = fixture.worker();
-        for request in 1..=2 {
-            let output = ask_with(&mut worker, "/middle.bin", &format!("{fields}\r\n"));
-            assert!(output.starts_with(b"HTTP/1.1 304 "), "{fields} {request}");
-        }
-    }
-    let mut worker = fixture.worker();
-    for (request, status) in [(1, 200), (2, 206)] {
-        let output =
-            ask_with(&mut worker, "/middle.bin", &format!("Range: bytes=1-2\r\nIf-Range: {tag}\r\n"));
-        assert_eq!(statuses(&output), [status], "{request}");
-    }
-    let mut worker = fixture.worker();
-    for (request, status) in [(1, 412), (2, 200)] {
-        let output = ask_with(&mut worker, "/middle.bin", &format!("If-Match: {tag}\r\n"));
-        assert_eq!(statuses(&output), [status], "{request}");
-    }
-    // Where there is no memory for it the second time, its bytes are no more vouched for.
+    // Where there is no memory for it the second time it stays where it is, and keeps its tag.
     fs::write(fixture.folder.path().join("other.bin"), vec![7; 50_000]).unwrap();
     let rules = Rules { cache_file_max: 200_000, memory_max: 170_000, ..Rules::default() };
     let mut worker = fixture.worker_with(rules);
-    assert!(String::from_utf8_lossy(&ask(&mut worker, "/middle.bin")).contains(&format!("ETag: W/{tag}")));
-    ask(&mut worker, "/other.bin");
+    let first = ask_cold(&mut worker, "/middle.bin", "");
+    ask_cold(&mut worker, "/other.bin", "");
     for request in 2..=3 {
-        let output = ask(&mut worker, "/middle.bin");
-        assert!(output.ends_with(&held[held.len() - 160_000..]), "{request}");
-        assert!(!String::from_utf8_lossy(&output).contains(tag), "{request}");
+        assert!(ask_cold(&mut worker, "/middle.bin", "") == first, "{request}");
     }
     // Where no more descriptors can be spared it is held at once.
     let mut worker = fixture.worker_with(Rules { open_files_max: 0, ..Rules::default() });
-    assert!(ask(&mut worker, "/middle.bin") == held);
+    assert!(ask_cold(&mut worker, "/middle.bin", "") == held);
     assert_eq!((worker.site().ledger().alive(), worker.site().ledger().open()), (160_000, 0));
+}
+
+/// Such a file has two tags one after the other. Either serves who was told it, as long as the file is the
+/// same, and it is the one that he is told again.
+#[test]
+fn a_file_that_was_left_on_the_disk_is_known_by_both_of_its_tags() {
+    let fixture = Fixture::new();
+    let path = fixture.folder.path().join("middle.bin");
+    fs::copy(&path, fixture.folder.path().join("middle.bin.gz")).unwrap();
+    std::thread::sleep(Duration::from_millis(3100));
+    for accept in ["", "Accept-Encoding: gzip\r\n"] {
+        let mut worker = fixture.worker();
+        let tags = [(); 2].map(|()| tag_of(&ask_cold(&mut worker, "/middle.bin", accept)));
+        assert_ne!(tags[0], tags[1], "{accept}");
+        for tag in &tags {
+            for (fields, status, told) in [
+                (format!("If-None-Match: {tag}"), 304, true),
+                (format!("If-None-Match: \"x\", W/{tag}"), 304, true),
+                (format!("If-Match: {tag}"), 200, true),
+                (format!("If-Match: W/{tag}"), 412, false),
+                (format!("Range: bytes=1-2\r\nIf-Range: {tag}"), 206, true),
+                (format!("Range: bytes=1-2,5-6\r\nIf-Range: {tag}"), 206, true),
+                (format!("Range: bytes=1-2\r\nIf-Range: W/{tag}"), 200, false),
+                (format!("Range: bytes=999999-\r\nIf-Range: {tag}"), 416, false),
+            ] {
+                let output = ask_cold(&mut worker, "/middle.bin", &format!("{accept}{fields}\r\n"));
+                assert_eq!(statuses(&output), [status], "{fields}");
+                assert!(!told || tag_of(&output) == *tag, "{fields}");
+            }
+            // Whoever asks first names what may be the tag of the bytes, so they are read.
+            let mut other = fixture.worker();
+            let fields = format!("{accept}If-None-Match: {tag}\r\n");
+            let output = ask_cold(&mut other, "/middle.bin", &fields);
+            assert_eq!((statuses(&output), tag_of(&output)), (vec![304], tag.clone()), "{fields}");
+        }
+    }
+    let first = tag_of(&ask_cold(&mut fixture.worker(), "/middle.bin", ""));
+    fs::write(&path, vec![7; 160_000]).unwrap();
+    let output = ask_cold(&mut fixture.worker(), "/middle.bin", &format!("If-None-Match: {first}\r\n"));
+    assert_eq!(statuses(&output), [200]);
 }
 
 /// Who asks while somebody else has a file looked at gets what is known, if that has only just become stale;

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use crate::http::conditional::{self, Outcome};
+use crate::http::conditional::{self, Outcome, Validators};
 use crate::http::parse::Single;
 use crate::http::range::{self, Selection};
 use crate::http::reply::ContentRange;
@@ -18,25 +18,43 @@ use super::path;
 #[inline]
 pub fn answer<'a>(request: &Request, entry: &'a Entry, now: u64) -> Reply<'a> {
     match entry {
-        Entry::File(file) => match conditional::evaluate(request, &file.validators(now)) {
-            Outcome::Proceed => represent(request, file, now),
-            Outcome::NotModified => {
-                Reply { fields: file.fields_repeated(), ..Reply::empty(Status::NotModified) }
-            }
-            Outcome::Failed => Reply::page(Status::PreconditionFailed),
-        },
+        Entry::File(file) => {
+            let validators = file.validators(now);
+            let Some(tag) = named_first_tag(request, file) else { return weigh(request, file, &validators) };
+            let reply = weigh(request, file, &Validators { etag: tag.as_bytes(), ..validators });
+            let is_a_page = matches!(reply.body, Body::Text(_));
+            if is_a_page { reply } else { file.retold(reply, &tag) }
+        }
         Entry::Redirect(redirect) => redirected(request, redirect),
         Entry::Nothing(status) => Reply::page(*status),
     }
 }
 
-fn represent<'a>(request: &Request, file: &'a File, now: u64) -> Reply<'a> {
+/// The tag that the file had while it was left on the disk, if that is what the client knows it by.
+#[inline]
+fn named_first_tag(request: &Request, file: &File) -> Option<String> {
+    if !request.names_a_tag() {
+        return None;
+    }
+    file.first_tag().filter(|tag| conditional::names(request, tag.as_bytes()))
+}
+
+#[inline]
+fn weigh<'a>(request: &Request, file: &'a File, validators: &Validators) -> Reply<'a> {
+    match conditional::evaluate(request, validators) {
+        Outcome::Proceed => represent(request, file, validators),
+        Outcome::NotModified => Reply { fields: file.fields_repeated(), ..Reply::empty(Status::NotModified) },
+        Outcome::Failed => Reply::page(Status::PreconditionFailed),
+    }
+}
+
+fn represent<'a>(request: &Request, file: &'a File, validators: &Validators) -> Reply<'a> {
     let bytes = file.bytes();
     let size = bytes.size();
     // Range is defined for GET alone (RFC 9110 section 14.2).
     if let Single::One(value) = request.range
         && request.method == Method::Get
-        && conditional::range_applies(request, &file.validators(now))
+        && conditional::range_applies(request, validators)
     {
         match range::select(value, size) {
             Selection::All => {}

@@ -1,5 +1,6 @@
 //! Where the bytes of a file are held: small ones in plain memory, middling ones in a file in memory, large
-//! ones in the file system's own file; there also one that was just read from the disk for the first time.
+//! ones in the file system's own file; there also one that must come from the disk and is asked for for the
+//! first time.
 //!
 //! A file in memory (memfd_create(2)) is ours alone and never changes, like plain memory; but a socket can
 //! take its pages as they are, by sendfile(2), where plain memory must be copied. Making one costs more than
@@ -33,7 +34,7 @@ const GATHER_AT: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct Body {
     place: Place,
-    /// xxh3-128 of the bytes, where they were read.
+    /// xxh3-128 of the bytes, where they are in memory.
     hash: Option<u128>,
     /// Whether its pages have been put together, or that was tried in vain.
     gathered: bool,
@@ -46,21 +47,16 @@ enum Place {
 }
 
 impl Body {
-    /// Left where they are, in an open file; with their hash, if they were read.
-    pub(super) fn on_disk(file: OwnedFd, size: u64, hash: Option<u128>, ledger: &Ledger) -> Body {
+    /// Left where they are, in an open file.
+    pub(super) fn on_disk(file: OwnedFd, size: u64, ledger: &Ledger) -> Body {
         let source = Source::on_disk(file, size, ledger);
-        Body { place: Place::File(Arc::new(source)), hash, gathered: false }
+        Body { place: Place::File(Arc::new(source)), hash: None, gathered: false }
     }
 
     /// Held in plain memory.
     pub(super) fn in_memory(bytes: Vec<u8>, ledger: &Ledger) -> Body {
-        let hash = XxHash3_128::oneshot(&bytes);
-        Body::hashed(bytes, hash, ledger)
-    }
-
-    /// Held in plain memory; this is their hash.
-    pub(super) fn hashed(bytes: Vec<u8>, hash: u128, ledger: &Ledger) -> Body {
-        Body { place: Place::Memory(Blob::new(bytes, ledger)), hash: Some(hash), gathered: false }
+        let hash = Some(XxHash3_128::oneshot(&bytes));
+        Body { place: Place::Memory(Blob::new(bytes, ledger)), hash, gathered: false }
     }
 
     /// The same bytes for many answers: in a file in memory, if they are many and fewer than `files_max` are
@@ -120,17 +116,6 @@ impl Body {
     /// What tells these bytes from all others; unknown for those that were never read.
     pub(super) fn hash(&self) -> Option<u128> {
         self.hash
-    }
-
-    /// Whether the bytes were read, and yet are only on the disk.
-    pub(super) fn is_left(&self) -> bool {
-        self.is_on_disk() && self.hash.is_some()
-    }
-
-    /// The same for more than one answer, where it has to stay on the disk: what was read of it once may be
-    /// something else by now.
-    pub(super) fn without_hash(self) -> Body {
-        Body { hash: None, ..self }
     }
 
     /// Whether the bytes are still on the disk.
@@ -302,7 +287,7 @@ mod tests {
         let body = Body::in_memory(vec![1; FILE_MIN], &ledger);
         assert_eq!(body.hash(), body.clone().for_many(&ledger, 1).hash());
         let file = fs::File::open("/dev/null").unwrap();
-        let disk = Body::on_disk(file.into(), 5, None, &ledger);
+        let disk = Body::on_disk(file.into(), 5, &ledger);
         assert_eq!((disk.hash(), disk.is_on_disk(), disk.weight()), (None, true, 0));
     }
 }

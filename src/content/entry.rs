@@ -9,10 +9,11 @@ use rustix::fs::Stat;
 use crate::http::conditional::Validators;
 use crate::http::negotiate::{Coding, Codings};
 use crate::http::reply::Bytes;
-use crate::http::{Ledger, Status, date};
+use crate::http::{Ledger, Reply, Status, date};
 
 use super::body::Body;
 use super::directory::Stamp;
+use super::load::LEFT_MIN;
 use super::mime;
 use super::pages::Page;
 use super::path;
@@ -51,6 +52,7 @@ pub struct File {
     modified_text: Range<u16>,
     modified: u64,
     body: Body,
+    coding: Option<Coding>,
     /// The name beneath the root, for finding its siblings.
     pub name: Box<CStr>,
     /// Precompressed siblings that exist beside it.
@@ -139,7 +141,7 @@ impl File {
         let size = parts.body.bytes().size();
         // A date in the future is sent as the present (RFC 9110 section 8.8.2.1).
         let modified = u64::try_from(parts.identity.modified.0).unwrap_or(0).min(parts.now);
-        let etag = etag(&parts, size);
+        let etag = etag(&parts);
         // A coding does not change what the file is: page.html.gz is text/html, coded.
         let name = parts.name.as_bytes();
         let plain =
@@ -178,6 +180,7 @@ impl File {
             modified_text: modified_start as u16..modified_end as u16,
             modified,
             body: parts.body,
+            coding: parts.coding,
             name: parts.name.into_boxed_c_str(),
             siblings: parts.siblings,
             identity: parts.identity,
@@ -185,6 +188,21 @@ impl File {
             stamp: parts.stamp,
             on_trial: parts.on_trial,
         }
+    }
+
+    /// The tag it was told by while it was left on the disk, if it may have been.
+    pub fn first_tag(&self) -> Option<String> {
+        let may_have_been_left = self.settled && !self.is_on_disk() && self.identity.size >= LEFT_MIN;
+        may_have_been_left.then(|| tag_of_state(&self.identity, self.coding.map_or("", Coding::name)))
+    }
+
+    /// An answer of this file's, told by another tag.
+    pub fn retold<'a>(&self, reply: Reply<'a>, etag: &str) -> Reply<'a> {
+        // All that is said of a file goes up to the end of its head.
+        let behind = |at: u16| reply.fields.len() + usize::from(at) - self.head.len();
+        let (before, after) = (behind(self.repeated), behind(self.etag.end));
+        let more_fields = [b"ETag: ", etag.as_bytes(), &reply.fields[after..], &reply.more_fields].concat();
+        Reply { fields: &reply.fields[..before], more_fields: more_fields.into(), ..reply }
     }
 
     /// Its bytes.
@@ -307,16 +325,17 @@ impl Entry {
 }
 
 /// An entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the same on
-/// every replica and changes with every change; else of size and modification time. Where the bytes were
-/// read and are not held, the first tag is a weak one: whoever rewrites the file in place has others sent
-/// under it, and nothing may be joined to them (section 8.8.1). Behind all stands the coding, since two
-/// siblings may agree in all else (section 8.8.3.3).
-fn etag(parts: &Parts, size: u64) -> String {
+/// every replica and changes with every change; else of size and modification time. Behind either stands the
+/// coding, since two siblings may agree in all else (section 8.8.3.3).
+fn etag(parts: &Parts) -> String {
     let coding = parts.coding.map_or("", Coding::name);
-    if let Some(hash) = parts.body.hash() {
-        let weak = if parts.body.is_left() { "W/" } else { "" };
-        return format!("{weak}\"{hash:032x}{coding}\"");
+    match parts.body.hash() {
+        Some(hash) => format!("\"{hash:032x}{coding}\""),
+        None => tag_of_state(&parts.identity, coding),
     }
-    let (seconds, nanoseconds) = parts.identity.modified;
-    format!("\"{size:x}-{seconds:x}.{nanoseconds:x}{coding}\"")
+}
+
+fn tag_of_state(identity: &Identity, coding: &str) -> String {
+    let (seconds, nanoseconds) = identity.modified;
+    format!("\"{:x}-{seconds:x}.{nanoseconds:x}{coding}\"", identity.size)
 }

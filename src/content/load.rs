@@ -5,7 +5,6 @@
 //! the index files of a directory, its bytes if it is small, then which precompressed siblings lie beside it.
 
 use std::ffi::{CStr, CString};
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,11 +12,10 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
-use twox_hash::XxHash3_128;
 
 use crate::clock::Tick;
-use crate::http::Status;
 use crate::http::negotiate::{Coding, Codings};
+use crate::http::{Request, Status};
 
 use super::body::{Body, Gathering};
 use super::directory::{self, Stamp};
@@ -26,11 +24,9 @@ use super::site::Site;
 
 /// How often an operation is tried again that another process got in the way of.
 const TRIES_MAX: u8 = 4;
-/// A file from this size on that must come from the disk is left in the page cache when it is first asked
-/// for: copying it costs more than all the rest, and many a file is asked for just once.
-const LEFT_MIN: u64 = 128 * 1024;
-/// Bytes of such a file that are read at once, to be hashed while the processor's own caches have them.
-const PIECE: usize = 64 * 1024;
+/// A file from this size on that must come from the disk is left there when it is first asked for, and leaves
+/// from the page cache: copying it costs more than all the rest, and many a file is asked for just once.
+pub(super) const LEFT_MIN: u64 = 128 * 1024;
 
 /// One disk operation.
 #[derive(Debug)]
@@ -72,6 +68,8 @@ pub struct Load {
     known: Option<Arc<Entry>>,
     /// How often that was asked for since it was last looked at.
     asked: u32,
+    /// Whether the file may stay on the disk, to be told by another tag than that of its bytes.
+    may_be_left: bool,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     count: u32,
     /// When it began, in seconds since 1970, by the clock that answers are dated by: no date that is said is
@@ -115,7 +113,7 @@ enum State {
         name: CString,
         file: OwnedFd,
         identity: Identity,
-        bytes: Reading,
+        buffer: Vec<u8>,
     },
     /// Having the kernel put the pages of the body together.
     Gathering {
@@ -136,39 +134,6 @@ enum State {
         name: CString,
     },
     Done(Arc<Entry>),
-}
-
-/// The bytes of a file, as they come in.
-struct Reading {
-    /// All of them, or those that came last.
-    buffer: Vec<u8>,
-    hash: Box<XxHash3_128>,
-    /// How many have come.
-    count: u64,
-    /// Whether they stay in the file, and only their hash is wanted.
-    is_left: bool,
-}
-
-impl Reading {
-    fn new(size: usize) -> Reading {
-        Reading { buffer: Vec::with_capacity(size), hash: Box::default(), count: 0, is_left: false }
-    }
-
-    /// So many more are in the buffer.
-    fn add(&mut self, n: usize) {
-        self.hash.write(&self.buffer[self.buffer.len() - n..]);
-        self.count += n as u64;
-        if self.is_left {
-            self.buffer.clear();
-        }
-    }
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Reading { count, is_left, .. } = self;
-        f.debug_struct("Reading").field("count", count).field("is_left", is_left).finish_non_exhaustive()
-    }
 }
 
 /// A file whose siblings are being looked for.
@@ -239,13 +204,30 @@ impl Load {
         began: u64,
     ) -> Load {
         let count = site.changes().count(path, want.coding());
-        Load { site: site.clone(), path: path.into(), want, known, asked: 0, count, began, tries: 0, state }
+        Load {
+            site: site.clone(),
+            path: path.into(),
+            may_be_left: known.is_none(),
+            want,
+            known,
+            asked: 0,
+            count,
+            began,
+            tries: 0,
+            state,
+        }
     }
 
     /// What is known was asked for so often since it was last looked at.
     #[must_use]
     pub fn asked(self, times: u32) -> Load {
         Load { asked: times, ..self }
+    }
+
+    /// It is for this request: where that names a tag, which may be that of the bytes, they are read.
+    #[must_use]
+    pub fn wanted_by(self, request: &Request) -> Load {
+        Load { may_be_left: self.may_be_left && !request.names_a_tag(), ..self }
     }
 
     /// The operation to do now.
@@ -273,8 +255,9 @@ impl Load {
                 flags: OFlags::PATH | OFlags::CLOEXEC,
                 resolve: ResolveFlags::NO_MAGICLINKS,
             },
-            State::Reading { file, bytes: Reading { buffer, count, .. }, .. } => {
-                Step::Read { file: OwnedFd::as_fd(file), buffer, at: *count }
+            State::Reading { file, buffer, .. } => {
+                let at = buffer.len() as u64;
+                Step::Read { file: OwnedFd::as_fd(file), buffer, at }
             }
             State::Gathering { gathering, .. } => Step::Gather(gathering),
             State::Done(_) => Step::Done,
@@ -333,21 +316,16 @@ impl Load {
     /// The result of [`Step::Read`]: how many bytes were appended.
     pub fn read(&mut self, result: io::Result<usize>) {
         let done = State::Done(nothing(Status::InternalError));
-        let State::Reading { name, file, identity, mut bytes } = std::mem::replace(&mut self.state, done)
-        else {
+        let State::Reading { name, file, identity, buffer } = std::mem::replace(&mut self.state, done) else {
             unreachable!("read answers a Read");
         };
         self.state = match result {
-            Ok(n) => {
-                bytes.add(n);
-                if n > 0 && bytes.count < identity.size {
-                    State::Reading { name, file, identity, bytes }
-                } else {
-                    self.read_all(name, file, identity, bytes)
-                }
+            Ok(n) if n > 0 && (buffer.len() as u64) < identity.size => {
+                State::Reading { name, file, identity, buffer }
             }
+            Ok(_) => self.read_all(name, &file, identity, buffer),
             Err(error) if is_passing(&error) && self.try_again() => {
-                State::Reading { name, file, identity, bytes }
+                State::Reading { name, file, identity, buffer }
             }
             Err(_) => State::Done(nothing(Status::InternalError)),
         };
@@ -355,18 +333,28 @@ impl Load {
 
     /// To be called before a [`Step::Read`] that may wait for a disk: a large file that nobody has asked for
     /// before stays where it is then, if `is_cold` says of it and its size that it is not in the page cache.
-    pub fn leave_if(&mut self, is_cold: impl FnOnce(BorrowedFd, u64) -> bool) {
-        if let State::Reading { file, identity, bytes, .. } = &mut self.state
-            && self.known.is_none()
-            && bytes.count == 0
-            && !bytes.is_left
-            && identity.size >= LEFT_MIN
-            // The bytes that were hashed are to be those that are sent.
-            && identity.is_settled(now())
-            && self.site.may_keep_open()
-            && is_cold(OwnedFd::as_fd(file), identity.size)
-        {
-            *bytes = Reading { is_left: true, ..Reading::new(PIECE) };
+    /// `true` if so; the next step is another.
+    pub fn leave_if(&mut self, is_cold: impl FnOnce(BorrowedFd, u64) -> bool) -> bool {
+        let may_be_left = |file: &OwnedFd, identity: &Identity| {
+            self.may_be_left
+                && identity.size >= LEFT_MIN
+                // Its tag is to change with it.
+                && identity.is_settled(now())
+                && self.site.may_keep_open()
+                && is_cold(file.as_fd(), identity.size)
+        };
+        match std::mem::replace(&mut self.state, State::Done(nothing(Status::InternalError))) {
+            State::Reading { name, file, identity, buffer }
+                if buffer.is_empty() && may_be_left(&file, &identity) =>
+            {
+                let body = Body::on_disk(file, identity.size, self.site.ledger());
+                self.state = self.found(name, identity, body, true);
+                true
+            }
+            state => {
+                self.state = state;
+                false
+            }
         }
     }
 
@@ -430,47 +418,35 @@ impl Load {
             {
                 return State::Gathering { name, identity, gathering: Gathering::new(body, permit) };
             }
-            let body = if body.is_left() { body.without_hash() } else { self.site.hold(body) };
+            let body = self.site.hold(body);
             return self.found(name, identity, body, true);
         }
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {
-                let bytes = Reading::new(size);
                 if size == 0 {
-                    return self.read_all(name, file, identity, bytes);
+                    return self.read_all(name, &file, identity, Vec::new());
                 }
-                State::Reading { name, file, identity, bytes }
+                State::Reading { name, file, identity, buffer: Vec::with_capacity(size) }
             }
             _ => {
-                let settled = identity.is_settled(now());
-                self.found(
-                    name,
-                    identity,
-                    Body::on_disk(file, identity.size, None, self.site.ledger()),
-                    settled,
-                )
+                let body = Body::on_disk(file, identity.size, self.site.ledger());
+                self.found(name, identity, body, identity.is_settled(now()))
             }
         }
     }
 
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
     /// again.
-    fn read_all(&mut self, name: CString, file: OwnedFd, identity: Identity, bytes: Reading) -> State {
-        let is_whole =
-            fstat(&file).is_ok_and(|stat| Identity::of(&stat) == identity) && bytes.count == identity.size;
+    fn read_all(&mut self, name: CString, file: &OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
+        let is_whole = fstat(file).is_ok_and(|stat| Identity::of(&stat) == identity)
+            && buffer.len() as u64 == identity.size;
         if !is_whole && self.try_again() {
             return State::Opening { number: 0, name, target: None };
         }
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
-        let hash = bytes.hash.finish_128();
-        if bytes.is_left {
-            let hash = is_whole.then_some(hash);
-            let body = Body::on_disk(file, identity.size, hash, self.site.ledger());
-            return self.found(name, identity, body, settled);
-        }
-        let body = Body::hashed(bytes.buffer, hash, self.site.ledger());
+        let body = Body::in_memory(buffer, self.site.ledger());
         // It was asked for before, so it will be again.
         let body = if self.known.is_some() { self.site.hold(body) } else { body };
         self.found(name, identity, body, settled)
@@ -526,7 +502,9 @@ impl Load {
         State::Done(Arc::new(Entry::File(File::new(Parts {
             name: found.name,
             identity: found.identity,
-            on_trial: self.known.is_none() && (found.body.is_worth_a_file() || found.body.is_left()),
+            on_trial: self.known.is_none()
+                && (found.body.is_worth_a_file()
+                    || found.body.is_on_disk() && self.site.may_hold(found.identity.size)),
             body: found.body,
             content_type: None,
             coding: self.want.coding(),

@@ -12,15 +12,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::Advice;
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
-use super::calls::{self, counted, fadvise, openat2, pread, read, write};
-use super::resident::is_cold;
+use super::calls::{self, counted, openat2, pread, read, write};
+use super::resident::{is_cold, present};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
@@ -31,7 +30,9 @@ const SLICE: u64 = 100_000;
 /// Bytes of a file that are read for a load before others have their turn.
 const READ_AT_ONCE: usize = 128 * 1024;
 /// Bytes between two looks whether a span has come from the disk.
-const STRIDE: u64 = 64 * 1024;
+const STRIDE: usize = 64 * 1024;
+/// Bytes of such a span: they are sent while the next is on its way.
+pub const FETCH_MAX: u64 = 512 * 1024;
 
 /// Something that waits for a disk.
 #[derive(Debug)]
@@ -98,14 +99,19 @@ fn read_piece(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Result<usize, 
     Ok(read)
 }
 
-/// Has the kernel read a span, and waits until it is there; nothing is copied. An error shows when it is
-/// sent.
+/// Has the kernel read a span, and waits until it is there. Reading the first piece has the kernel read
+/// ahead, in few long reads; what comes by that is not copied. An error shows when it is sent.
 fn fetch(file: &Source, at: u64, len: u64) {
-    let _ = fadvise(file, at, std::num::NonZeroU64::new(len), Advice::WillNeed);
-    let last = at + len - 1;
-    for offset in (at..last).step_by(STRIDE as usize).chain([last]) {
-        while pread(file, &mut [0], offset) == Err(Errno::INTR) {}
+    let mut buffer = vec![0; STRIDE];
+    let mut read = |at, len| while pread(file, &mut buffer[..len], at) == Err(Errno::INTR) {};
+    let end = at + len;
+    for piece in (at..end).step_by(STRIDE) {
+        let len = (end - piece).min(STRIDE as u64);
+        let is_coming = piece > at && present(file.as_fd(), piece, len) == Some(len);
+        // The first byte of a piece may be where the kernel is to go on reading ahead.
+        read(piece, if is_coming { 1 } else { len as usize });
     }
+    read(end - 1, 1);
 }
 
 /// The helpers of one loop, which marks its jobs with keys.
@@ -312,5 +318,20 @@ mod tests {
         assert!(seen.into_iter().eq(0..100));
         assert!(helpers.take_done().is_empty());
         assert!(helpers.threads <= THREADS_MAX);
+    }
+
+    #[test]
+    fn a_span_that_was_fetched_is_in_the_page_cache() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; 2 << 20]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let file = Source::on_disk(file.into(), 2 << 20, &Ledger::default());
+        for (at, len) in [(5, 1), (100_000, FETCH_MAX), ((2 << 20) - 70_000, 70_000)] {
+            fetch(&file, at, len);
+            // Where the kernel does not tell, everything was read.
+            assert!(present(file.as_fd(), at, len).is_none_or(|present| present == len), "{at}");
+        }
     }
 }

@@ -12,35 +12,64 @@ use crate::http::{Outbox, Source};
 use super::calls::counted;
 
 /// Bytes of a file that are looked for in the page cache at once.
-pub const SPAN_MAX: u64 = 2 << 20;
+const SPAN_MAX: u64 = 2 << 20;
+
+/// And in those of them that are still coming.
+const PIECE: u64 = 256 * 1024;
 
 /// The span of a file that was last found in the page cache. It is not asked for again each time that a
 /// socket has taken a part of it. To be forgotten with the request: by the next it may have gone, or its
 /// descriptor be another file's.
 #[derive(Debug, Default)]
-pub struct Resident(Option<(RawFd, Range<u64>)>);
+pub struct Resident {
+    found: Option<(RawFd, Range<u64>)>,
+    /// Bytes that the kernel has begun to read, from where nothing was found.
+    coming: u64,
+}
 
 impl Resident {
     /// How much of a span is in the page cache, from its start.
     pub fn find(&mut self, file: &Source, at: u64, len: u64) -> u64 {
         let descriptor = file.as_fd().as_raw_fd();
-        if let Some((known, span)) = &self.0
+        if let Some((known, span)) = &self.found
             && *known == descriptor
             && span.contains(&at)
         {
             return len.min(span.end - at);
         }
-        let len = len.min(SPAN_MAX);
-        if must_wait(file.as_fd(), at, len) {
-            return 0;
+        let mut len = len.min(SPAN_MAX);
+        self.coming = 0;
+        match present(file.as_fd(), at, len) {
+            Some(0) => return 0,
+            Some(begun) => {
+                if begun < len {
+                    len = begun.min(PIECE);
+                    if present(file.as_fd(), at, len) != Some(len) {
+                        return 0;
+                    }
+                }
+                // A page that is just being read counts as present. They arrive in order, so the last one
+                // tells for all.
+                if !has_byte(file.as_fd(), at + len - 1) {
+                    self.coming = len.min(PIECE);
+                    return 0;
+                }
+            }
+            None if !seems_resident(file.as_fd(), at, len) => return 0,
+            None => {}
         }
-        self.0 = Some((descriptor, at..at + len));
+        self.found = Some((descriptor, at..at + len));
         len
+    }
+
+    /// Where nothing was found: how many bytes the kernel is reading already, from there on.
+    pub fn coming(&self) -> u64 {
+        self.coming
     }
 
     /// A span has just been read from the disk.
     pub fn found(&mut self, file: &Source, span: Range<u64>) {
-        self.0 = Some((file.as_fd().as_raw_fd(), span));
+        self.found = Some((file.as_fd().as_raw_fd(), span));
     }
 }
 
@@ -98,23 +127,24 @@ struct Counts {
     others: [u64; 4],
 }
 
-/// Whether all of a span is in the page cache. `None` where the kernel does not tell: before Linux 6.5, and
-/// to who neither owns the file nor may write it.
-fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
+/// How many bytes of a span are in the page cache or on their way to it, if they are those at its start.
+/// `None` where the kernel does not tell: before Linux 6.5, and to who neither owns the file nor may write
+/// it.
+pub fn present(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
     debug_assert!(len > 0);
     let page = rustix::param::page_size() as u64;
-    let pages = (at + len).div_ceil(page) - at / page;
     let span = Span { offset: at, len };
     let mut counts = Counts::default();
     // SAFETY: both structs live across the call and have the layout that cachestat(2) gives.
     let result = counted(|| unsafe {
         libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const span, &raw mut counts, 0 as libc::c_uint)
     });
-    if result != 0 {
-        return None;
-    }
-    // A page that is just being read counts as cached. They arrive in order, so the last one tells for all.
-    Some(counts.cached >= pages && has_byte(file, at + len - 1))
+    (result == 0).then(|| (counts.cached * page).saturating_sub(at % page).min(len))
+}
+
+/// Whether all of a span is in the page cache; `None` as above.
+fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
+    Some(present(file, at, len)? == len && has_byte(file, at + len - 1))
 }
 
 /// Whether a disk must be waited for to read all of a file of so many bytes, as far as the kernel tells.
@@ -194,6 +224,29 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert_eq!(is_resident(file.as_fd(), 0, 1), Some(false));
         assert!(!seems_resident(file.as_fd(), 0, 1 << 20));
+    }
+
+    #[test]
+    fn of_a_span_that_is_there_in_part_the_start_is_found() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; 1 << 20]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        file.sync_all().unwrap();
+        for advice in [rustix::fs::Advice::DontNeed, rustix::fs::Advice::Random] {
+            rustix::fs::fadvise(&file, 0, None, advice).unwrap();
+        }
+        preadv2(&file, &mut [IoSliceMut::new(&mut vec![0; 70_000])], 0, ReadWriteFlags::empty()).unwrap();
+        // A file system in memory has kept all of it.
+        let Some(there) = present(file.as_fd(), 5, 1 << 19).filter(|&there| there < 1 << 19) else { return };
+        assert!(there >= 70_000 - 5);
+        assert_eq!(present(file.as_fd(), 5, 1000), Some(1000));
+        assert_eq!(present(file.as_fd(), 900_000, 1000), Some(0));
+        let file = Source::on_disk(file.into(), 1 << 20, &Ledger::default());
+        let mut resident = Resident::default();
+        assert_eq!(resident.find(&file, 5, 1 << 20), there);
+        assert_eq!(resident.find(&file, 5 + there, 1000), 0);
+        assert_eq!(resident.coming(), 0);
+        assert_eq!(resident.find(&file, 900_000, 1000), 0);
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
 use super::calls::{self, openat2, recv, shutdown};
-use super::helpers::{Done, Job};
-use super::resident::{Resident, SPAN_MAX, is_cold, read_resident, take_in_short_spans};
+use super::helpers::{Done, FETCH_MAX, Job};
+use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
 use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
@@ -221,7 +221,7 @@ impl Session {
     fn wait_for_span(&mut self) -> Wait {
         match self.outbox.front(&mut [IoSlice::new(&[])]) {
             Chunk::File { file, at, len } => {
-                let job = Job::Read(file.clone(), at, len.min(SPAN_MAX));
+                let job = Job::Read(file.clone(), at, len.min(FETCH_MAX));
                 self.wait_for(job)
             }
             _ => unreachable!("it is a span of a file that is not in memory"),
@@ -267,7 +267,9 @@ pub fn load_at_once(load: &mut Load) -> bool {
             }
             Step::Read { file, buffer, at } => {
                 let Some(n) = read_resident(file, buffer, at, usize::MAX) else {
-                    load.leave_if(is_cold);
+                    if load.leave_if(is_cold) {
+                        continue;
+                    }
                     return false;
                 };
                 load.read(Ok(n));

@@ -6,7 +6,7 @@ use super::parse::{Request, Single};
 /// What a representation is known by.
 #[derive(Clone, Copy, Debug)]
 pub struct Validators<'a> {
-    /// The entity tag with its quotes; weak where bytes were read that are not held.
+    /// The entity tag with its quotes, a strong one.
     pub etag: &'a [u8],
     /// `Last-Modified` as it is sent, an IMF-fixdate.
     pub modified_text: &'a [u8],
@@ -68,6 +68,14 @@ pub fn range_applies(request: &Request, validators: &Validators) -> bool {
     }
 }
 
+/// Whether a precondition names this very tag, be it as a weak one.
+pub fn names(request: &Request, etag: &[u8]) -> bool {
+    ["if-match", "if-none-match", "if-range"]
+        .into_iter()
+        .flat_map(|name| request.lines(name))
+        .any(|line| any_tag_in(line, etag, Compare::Weak))
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Compare {
     /// Weak tags never match (RFC 9110 section 8.8.3.2).
@@ -77,9 +85,7 @@ enum Compare {
 }
 
 fn any_tag<'a>(mut lines: impl Iterator<Item = &'a [u8]>, etag: &[u8], compare: Compare) -> bool {
-    let (weak, tag) = etag.strip_prefix(b"W/").map_or((false, etag), |tag| (true, tag));
-    let may_match = !(weak && compare == Compare::Strong);
-    lines.any(|line| line == b"*" || (may_match && any_tag_in(line, tag, compare)))
+    lines.any(|line| line == b"*" || any_tag_in(line, etag, compare))
 }
 
 /// Walks one list of entity tags. A comma may stand inside the quotes, so splitting at commas would be wrong.

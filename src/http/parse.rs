@@ -101,6 +101,12 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// Whether a precondition is there that may name an entity tag.
+    #[inline]
+    pub fn names_a_tag(&self) -> bool {
+        self.has_if_match || self.has_if_none_match || self.if_range != Single::Absent
+    }
+
     /// The values of all field lines of that name (lower case), in order.
     pub fn lines(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         self.fields.iter().filter(move |f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value)

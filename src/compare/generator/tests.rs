@@ -37,7 +37,7 @@ fn target(body: &str) -> Vec<Target> {
     vec![Target {
         request: b"GET / HTTP/1.1\r\nHost: test\r\n\r\n".to_vec(),
         length: body.len() as u64,
-        hash: Some(twox_hash::XxHash3_64::oneshot(body.as_bytes())),
+        hash: Some(XxHash3_64::oneshot(body.as_bytes())),
     }]
 }
 

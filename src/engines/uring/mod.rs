@@ -152,6 +152,8 @@ enum Task {
     Load(Box<Load>, Box<OpenHow>),
     /// A load that waits until fewer are in flight.
     LoadWaiting,
+    /// A span of a file has been waited for, and should be in the page cache.
+    FileFetched,
     /// A span of a file in a buffer: so many bytes of it were read.
     File(Box<[u8]>, usize),
     /// A span of a file that waits for a buffer.
@@ -236,7 +238,7 @@ impl Loop<'_> {
     fn is_heavy(&mut self, completion: &Completion) -> bool {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
-            Operation::FileRead | Operation::Writable => true,
+            Operation::FileFetch | Operation::FileRead | Operation::Writable => true,
             // As much as is sent at once, so there is more.
             Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => matches!(
@@ -281,6 +283,7 @@ impl Loop<'_> {
             Operation::Receive => self.received(key, completion, late),
             Operation::Send => self.sent(key, result),
             Operation::Install => self.installed(key, result),
+            Operation::FileFetch => self.file_fetched(key, result),
             Operation::FileRead => self.file_read(key, result),
             Operation::FileSend => self.file_sent(key, result),
             // It was waited for in vain.
@@ -379,10 +382,10 @@ impl Loop<'_> {
         slot.in_flight = Some(operation);
         let entry = entry.user_data(Mark { operation, key }.into());
         // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
-        // and thus in place. Neither is touched nor dropped while `in_flight` is set: `turn` and the task's
-        // next step only come with the completion, and a slot is only freed by the completion of its close,
-        // when nothing of it is in flight. If the loop ends before that, its drop leaks them. Receive buffers
-        // belong to the ring.
+        // and thus in place; or it is a byte that is never freed, nor read by anybody. Neither is touched nor
+        // dropped while `in_flight` is set: `turn` and the task's next step only come with the completion,
+        // and a slot is only freed by the completion of its close, when nothing of it is in flight. If the
+        // loop ends before that, its drop leaks them. Receive buffers belong to the ring.
         unsafe { self.ring.push(&entry) }
     }
 

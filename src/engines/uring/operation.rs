@@ -10,6 +10,8 @@ pub enum Operation {
     Receive,
     /// Sending memory of the outbox.
     Send,
+    /// Waiting until a span of a file that is to be sent is in the page cache.
+    FileFetch,
     /// Reading a span of a file that is to be sent.
     FileRead,
     /// Sending what was read of it, as much as fits at once.
@@ -43,9 +45,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 17] = [
+    const ALL: [Operation; 18] = [
         Operation::Receive,
         Operation::Send,
+        Operation::FileFetch,
         Operation::FileRead,
         Operation::FileSend,
         Operation::Writable,

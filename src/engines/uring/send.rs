@@ -2,13 +2,17 @@
 //!
 //! What a client is sent stands in its outbox. Plain memory is lent to the kernel where it is. A file in
 //! memory, and a span of a large file that is in the page cache, goes by sendfile(2), which waits for
-//! nothing; what is still on the disk is read through the ring before, so that the disk holds up nobody else,
-//! and leaves from the page cache all the same. No buffer is ever held while a client is waited for.
+//! nothing. What is still on the disk is read through the ring into a buffer before, so that the disk holds
+//! up nobody else, and leaves from the page cache all the same. The kernel reads ahead then, and so does
+//! sendfile(2); of what is on its way the ring reads no more than the last byte, which tells that the rest
+//! has come. No buffer is ever held while a client is waited for.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicU8;
 
 use io_uring::types::{Fd, Fixed};
 use io_uring::{opcode, squeue};
@@ -17,7 +21,7 @@ use crate::engines::calls;
 use crate::engines::calls::counted;
 use crate::engines::resident::Resident;
 use crate::engines::transfer::{Sent, send_now};
-use crate::http::Chunk;
+use crate::http::{Chunk, Source};
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
@@ -67,6 +71,7 @@ impl Loop<'_> {
                     && let Some(installed) = &mut slot.installed
                     && (file.is_in_memory() || installed.resident.find(file, at, len) > 0) =>
             {
+                slot.task = Task::None;
                 return self.send_now(key);
             }
             Chunk::File { file, at, len } => {
@@ -75,6 +80,13 @@ impl Loop<'_> {
                     if !self.has_turn {
                         self.await_turn(key);
                         return Ok(());
+                    }
+                    if let Some(Installed { resident, .. }) = slot.installed.as_deref()
+                        && resident.coming() > 0
+                        && !matches!(slot.task, Task::FileFetched)
+                    {
+                        let entry = last_byte(file, at..at + resident.coming());
+                        return self.submit(key, Operation::FileFetch, entry);
                     }
                     let Some(buffer) = self.file_buffers.take() else {
                         slot.task = Task::FileWaiting;
@@ -158,6 +170,18 @@ impl Loop<'_> {
         self.carry_out(key, want)
     }
 
+    /// A span of a file has come into the page cache, as its last byte says. Should it not be there all the
+    /// same, it is read into a buffer.
+    pub(super) fn file_fetched(&mut self, key: Key, result: i32) -> io::Result<()> {
+        match result {
+            1.. => slot(&mut self.slots, key).task = Task::FileFetched,
+            error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
+            // Shorter than was promised, or the disk has failed: the answer cannot be completed.
+            _ => return self.carry_out(key, Want::Close),
+        }
+        self.send(key)
+    }
+
     /// A span of a file is in its buffer, and thus in the page cache, too. It is sent from there; or, where
     /// there is no descriptor installed for that, as much of the buffer as the socket takes at once: what it
     /// does not take is read again later, so that no slow client holds a buffer.
@@ -234,6 +258,13 @@ impl Loop<'_> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
     }
+}
+
+/// Reads the last byte of a span.
+fn last_byte(file: &Source, span: Range<u64>) -> squeue::Entry {
+    // Where the kernel writes it, for all clients: nobody looks at it.
+    static BYTE: AtomicU8 = AtomicU8::new(0);
+    opcode::Read::new(Fd(file.as_fd().as_raw_fd()), BYTE.as_ptr(), 1).offset(span.end - 1).build()
 }
 
 /// Asks how much is in a socket's own queue.
