@@ -3,17 +3,12 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{
-    PTracer, Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, set_ptracer,
-    setrlimit,
-};
+use rustix::process::{PTracer, Pid, Signal, getppid, set_parent_process_death_signal, set_ptracer};
 use signal_hook::iterator::Signals;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,6 +17,7 @@ use crate::cli::{EngineChoice, Options};
 use crate::content::Site;
 use crate::content::cache::Budget;
 use crate::content::site::Rules;
+use crate::descriptors::{self, Descriptors};
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
 use crate::host;
@@ -35,16 +31,8 @@ use crate::sys;
 
 /// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-/// Descriptors counted on, however high the limit is.
-const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Files that a thread may be loading at once, however many descriptors there are.
 const LOADS_MAX: usize = 32;
-/// Descriptors that the kernel's table has room for from the beginning; it takes 8 bytes for each.
-const TABLE_SIZE: usize = 16 * 1024;
-/// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
-const DESCRIPTORS_OF_PROCESS: usize = 16;
-/// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
-pub(crate) const DESCRIPTORS_OF_THREAD: usize = 4;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
 /// How long a client who sends nothing is not accepted, about.
@@ -351,7 +339,7 @@ impl Launcher {
     }
 
     fn connections_max(&self, engine: &Engine) -> usize {
-        let own = DESCRIPTORS_OF_THREAD + engine.capabilities.own_descriptors;
+        let own = descriptors::OF_THREAD + engine.capabilities.own_descriptors;
         let possible = self.descriptors.for_connections(own * self.threads(engine));
         let limits = [self.options.connections_max, engine.capabilities.clients_max];
         limits.into_iter().flatten().fold(possible, usize::min)
@@ -598,64 +586,6 @@ pub(crate) fn shown_hosts(bound: IpAddr) -> Vec<IpAddr> {
     }
 }
 
-/// How the process's descriptors are shared out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Descriptors {
-    pub(crate) limit: usize,
-}
-
-impl Descriptors {
-    /// Raises the soft limit to the hard one (setrlimit(2)), or sets it so that no descriptor is larger than
-    /// the engine can do with.
-    pub(crate) fn raise(descriptor_max: Option<usize>) -> Descriptors {
-        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        let wanted = match descriptor_max {
-            Some(max) => Some(maximum.map_or(max as u64 + 1, |maximum| maximum.min(max as u64 + 1))),
-            None => maximum,
-        };
-        let raised = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum });
-        let limit = if raised.is_ok() { wanted } else { current };
-        // Nobody needs more, and a ring cannot have more.
-        let limit = limit.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX) as usize;
-        make_room(limit.min(TABLE_SIZE));
-        Descriptors { limit }
-    }
-
-    /// Large files that the caches keep open.
-    fn for_cache(self) -> usize {
-        (self.limit / 32).clamp(1, 4096)
-    }
-
-    /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
-    fn for_answers(self) -> usize {
-        self.for_cache()
-    }
-
-    /// Files in memory.
-    fn for_memory(self) -> usize {
-        self.for_cache()
-    }
-
-    /// Files that are being loaded.
-    fn for_loads(self) -> usize {
-        (self.limit / 8).min(32).max(self.limit / 64).max(2)
-    }
-
-    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.
-    pub(crate) fn for_connections(self, for_threads: usize) -> usize {
-        let files = self.for_cache() + self.for_answers() + self.for_memory() + self.for_loads();
-        self.limit.saturating_sub(files + DESCRIPTORS_OF_PROCESS + for_threads).max(1)
-    }
-}
-
-/// Has the kernel make its table of so many descriptors now. It doubles it when one does not fit, and where a
-/// process has threads it waits, for some 10 ms, until no processor can be looking into the old one: whoever
-/// opens or accepts just then, and all clients of his.
-fn make_room(descriptors: usize) {
-    // The highest there can be, for a moment. Where it cannot be had, the table grows as it always does.
-    let _ = fcntl_dupfd_cloexec(io::stdin(), descriptors.saturating_sub(1) as RawFd);
-}
-
 /// Memory for files in bytes, where the user has not said.
 pub(crate) fn default_cache_size() -> u64 {
     cgroup::memory_limit().map_or(CACHE_SIZE, |limit| CACHE_SIZE.min(limit / 4))
@@ -664,19 +594,6 @@ pub(crate) fn default_cache_size() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn descriptors_are_never_promised_twice() {
-        for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
-            let descriptors = Descriptors { limit };
-            let kept = descriptors.for_cache() + descriptors.for_answers() + descriptors.for_memory();
-            let files = kept + descriptors.for_loads();
-            for threads in [1, 2, 64] {
-                let connections = descriptors.for_connections(threads * DESCRIPTORS_OF_THREAD);
-                assert!(files + connections < limit, "{limit} {threads}");
-            }
-        }
-    }
 
     #[test]
     fn who_can_only_come_from_this_machine_is_not_paced() {

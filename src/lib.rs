@@ -19,6 +19,7 @@ pub mod clock;
 pub mod compare;
 pub mod content;
 pub mod deadlines;
+mod descriptors;
 pub mod doctor;
 mod doors;
 pub mod engines;

@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use crate::cgroup;
 use crate::content::Site;
 use crate::content::site::Rules;
+use crate::descriptors::{self, Descriptors};
 use crate::engines::{AUTO, Culprit, Refusal, Trial, try_preferred};
 use crate::host::{ALLOW_DESCRIPTORS, Host, Module, RING_SINCE, SERVING_SINCE};
-use crate::launch::{DESCRIPTORS_OF_THREAD, Descriptors, Obstacle, bind, default_cache_size, open_site};
+use crate::launch::{Obstacle, bind, default_cache_size, open_site};
 use crate::sys;
 
 pub mod seccomp;
@@ -297,7 +298,7 @@ fn memory() -> Check {
 
 fn descriptors(refused: Refused, workers: usize) -> Check {
     let descriptors = Descriptors::raise(None);
-    let connections = descriptors.for_connections(workers * DESCRIPTORS_OF_THREAD);
+    let connections = descriptors.for_connections(workers * descriptors::OF_THREAD);
     let text = format!("a limit of {}; connections at the same time: {connections}", descriptors.limit);
     if let Some(remedy) = remedy_for(refused, Culprit::Descriptors) {
         return Check::refused("descriptors", text, remedy);

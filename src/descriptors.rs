@@ -1,0 +1,93 @@
+//! The descriptors this process may have, and how they are shared out between files and clients, so that none
+//! is promised twice.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors counted on, however high the limit is.
+const LIMIT_MAX: u64 = 1 << 20;
+/// Descriptors that the kernel's table has room for from the beginning; it takes 8 bytes for each.
+const TABLE_SIZE: usize = 16 * 1024;
+/// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
+const OF_PROCESS: usize = 16;
+/// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
+pub(crate) const OF_THREAD: usize = 4;
+
+/// How the process's descriptors are shared out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Descriptors {
+    pub(crate) limit: usize,
+}
+
+impl Descriptors {
+    /// Raises the soft limit to the hard one (setrlimit(2)), or sets it so that no descriptor is larger than
+    /// the engine can do with.
+    pub(crate) fn raise(descriptor_max: Option<usize>) -> Descriptors {
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let wanted = match descriptor_max {
+            Some(max) => Some(maximum.map_or(max as u64 + 1, |maximum| maximum.min(max as u64 + 1))),
+            None => maximum,
+        };
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum });
+        let limit = if raised.is_ok() { wanted } else { current };
+        // Nobody needs more, and a ring cannot have more.
+        let limit = limit.unwrap_or(LIMIT_MAX).min(LIMIT_MAX) as usize;
+        make_room(limit.min(TABLE_SIZE));
+        Descriptors { limit }
+    }
+
+    /// Large files that the caches keep open.
+    pub(crate) fn for_cache(self) -> usize {
+        (self.limit / 32).clamp(1, 4096)
+    }
+
+    /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
+    pub(crate) fn for_answers(self) -> usize {
+        self.for_cache()
+    }
+
+    /// Files in memory.
+    pub(crate) fn for_memory(self) -> usize {
+        self.for_cache()
+    }
+
+    /// Files that are being loaded.
+    pub(crate) fn for_loads(self) -> usize {
+        (self.limit / 8).min(32).max(self.limit / 64).max(2)
+    }
+
+    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.
+    pub(crate) fn for_connections(self, for_threads: usize) -> usize {
+        let files = self.for_cache() + self.for_answers() + self.for_memory() + self.for_loads();
+        self.limit.saturating_sub(files + OF_PROCESS + for_threads).max(1)
+    }
+}
+
+/// Has the kernel make its table of so many descriptors now. It doubles it when one does not fit, and where a
+/// process has threads it waits, for some 10 ms, until no processor can be looking into the old one: whoever
+/// opens or accepts just then, and all clients of his.
+fn make_room(descriptors: usize) {
+    // The highest there can be, for a moment. Where it cannot be had, the table grows as it always does.
+    let _ = fcntl_dupfd_cloexec(io::stdin(), descriptors.saturating_sub(1) as RawFd);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_never_promised_twice() {
+        for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
+            let descriptors = Descriptors { limit };
+            let kept = descriptors.for_cache() + descriptors.for_answers() + descriptors.for_memory();
+            let files = kept + descriptors.for_loads();
+            for threads in [1, 2, 64] {
+                let connections = descriptors.for_connections(threads * OF_THREAD);
+                assert!(files + connections < limit, "{limit} {threads}");
+            }
+        }
+    }
+}
