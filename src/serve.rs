@@ -471,7 +471,13 @@ fn find_in<'a>(
     let plain = match ready {
         Some(loaded) => &loaded.entry,
         None => match cache.get(path, None, now) {
-            Lookup::Fresh(found) => cache.entry(*place.insert(found)),
+            Lookup::Fresh(found) if !site.is_to_be_read(cache.entry(found), request) => {
+                cache.entry(*place.insert(found))
+            }
+            Lookup::Fresh(found) => {
+                let known = cache.entry(found).clone();
+                return Err(Box::new(Load::plain(site, path, Some(known), unix_seconds)));
+            }
             Lookup::Stale(found, past) => {
                 let known = cache.entry(found);
                 let is_unchanged = match &**known {
@@ -500,7 +506,13 @@ fn find_in<'a>(
     if let Some(coding) = coding {
         let plain = plain.clone();
         return match cache.get(path, Some(coding), now) {
-            Lookup::Fresh(place) => Ok(cache.entry(place)),
+            Lookup::Fresh(place) if !site.is_to_be_read(cache.entry(place), request) => {
+                Ok(cache.entry(place))
+            }
+            Lookup::Fresh(place) => {
+                let known = cache.entry(place).clone();
+                Err(Box::new(Load::sibling(site, path, &plain, coding, Some(known), unix_seconds)))
+            }
             Lookup::Stale(place, past) => {
                 let known = cache.entry(place);
                 let is_unchanged = match (&**known, &*plain) {

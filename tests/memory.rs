@@ -472,10 +472,50 @@ fn a_file_that_was_left_on_the_disk_is_known_by_both_of_its_tags() {
             assert_eq!((statuses(&output), tag_of(&output)), (vec![304], tag.clone()), "{fields}");
         }
     }
-    let first = tag_of(&ask_cold(&mut fixture.worker(), "/middle.bin", ""));
+    // Others whose times and size are the same are no longer it.
+    let [first, second] = {
+        let mut worker = fixture.worker();
+        [(); 2].map(|()| tag_of(&ask_cold(&mut worker, "/middle.bin", "")))
+    };
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, vec![7; 160_000]).unwrap();
-    let output = ask_cold(&mut fixture.worker(), "/middle.bin", &format!("If-None-Match: {first}\r\n"));
-    assert_eq!(statuses(&output), [200]);
+    File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    std::thread::sleep(Duration::from_millis(3100));
+    for tag in [first, second] {
+        let mut worker = fixture.worker();
+        for _ in 0..2 {
+            let output = ask_cold(&mut worker, "/middle.bin", &format!("If-None-Match: {tag}\r\n"));
+            assert_eq!(statuses(&output), [200], "{tag}");
+        }
+    }
+}
+
+/// Where tags are compared, or may be, it is always that of the bytes.
+#[test]
+fn who_compares_tags_is_never_told_another_than_that_of_the_bytes() {
+    let fixture = Fixture::new();
+    let tag = tag_of(&ask_cold(&mut fixture.worker(), "/middle.bin", ""));
+    std::thread::sleep(Duration::from_millis(3100));
+    let head = "HEAD /middle.bin HTTP/1.1\r\nHost: x\r\n\r\n";
+    for request in [head, &get("/middle.bin", "Range: bytes=0-9\r\n")] {
+        let mut worker = fixture.worker();
+        let mut client = Client::new(&mut worker, vec![request.as_bytes().to_vec()]);
+        while client.output.is_empty() {
+            client.step(&mut worker, &mut Manner::Cold);
+        }
+        assert_eq!(tag_of(&client.output), tag, "{request}");
+    }
+    // Also while somebody else has it read.
+    let mut worker = fixture.worker();
+    assert_ne!(tag_of(&ask_cold(&mut worker, "/middle.bin", "")), tag);
+    let mut other = Client::new(&mut worker, vec![get("/middle.bin", "").into_bytes()]);
+    for _ in 0..3 {
+        other.step(&mut worker, &mut Manner::Cold);
+    }
+    assert!(other.output.is_empty());
+    let output =
+        ask_cold(&mut worker, "/middle.bin", &format!("If-Match: {tag}\r\nIf-None-Match: {tag}\r\n"));
+    assert_eq!(statuses(&output), [304]);
 }
 
 /// Who asks while somebody else has a file looked at gets what is known, if that has only just become stale;

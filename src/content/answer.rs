@@ -18,25 +18,26 @@ use super::path;
 #[inline]
 pub fn answer<'a>(request: &Request, entry: &'a Entry, now: u64) -> Reply<'a> {
     match entry {
-        Entry::File(file) => {
-            let validators = file.validators(now);
-            let Some(tag) = named_first_tag(request, file) else { return weigh(request, file, &validators) };
-            let reply = weigh(request, file, &Validators { etag: tag.as_bytes(), ..validators });
-            let is_a_page = matches!(reply.body, Body::Text(_));
-            if is_a_page { reply } else { file.retold(reply, &tag) }
+        Entry::File(file) if request.names_a_tag() && file.may_have_been_left() => {
+            weigh_by_both_tags(request, file, now)
         }
+        Entry::File(file) => weigh(request, file, &file.validators(now)),
         Entry::Redirect(redirect) => redirected(request, redirect),
         Entry::Nothing(status) => Reply::page(*status),
     }
 }
 
-/// The tag that the file had while it was left on the disk, if that is what the client knows it by.
-#[inline]
-fn named_first_tag(request: &Request, file: &File) -> Option<String> {
-    if !request.names_a_tag() {
-        return None;
-    }
-    file.first_tag().filter(|tag| conditional::names(request, tag.as_bytes()))
+/// The same for a file that was told by another tag while it was left on the disk. Who knows it by that alone
+/// is told that again.
+#[cold]
+fn weigh_by_both_tags<'a>(request: &Request, file: &'a File, now: u64) -> Reply<'a> {
+    let first = file.first_tag();
+    let validators = Validators { first_etag: Some(first.as_bytes()), ..file.validators(now) };
+    let reply = weigh(request, file, &validators);
+    let is_known_by_it =
+        !conditional::names(request, validators.etag) && conditional::names(request, first.as_bytes());
+    let is_a_page = matches!(reply.body, Body::Text(_));
+    if is_known_by_it && !is_a_page { file.retold(reply, &first) } else { reply }
 }
 
 #[inline]

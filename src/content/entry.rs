@@ -131,6 +131,8 @@ pub(super) struct Parts<'a> {
     pub settled: bool,
     pub stamp: Stamp,
     pub on_trial: bool,
+    /// Whether the bytes are so few that they are held where there is memory.
+    pub is_short: bool,
     pub cache_control: Option<&'a str>,
     /// Seconds since 1970.
     pub now: u64,
@@ -190,10 +192,15 @@ impl File {
         }
     }
 
-    /// The tag it was told by while it was left on the disk, if it may have been.
-    pub fn first_tag(&self) -> Option<String> {
-        let may_have_been_left = self.settled && !self.is_on_disk() && self.identity.size >= LEFT_MIN;
-        may_have_been_left.then(|| tag_of_state(&self.identity, self.coding.map_or("", Coding::name)))
+    /// Whether it may have been left on the disk at first.
+    #[inline]
+    pub fn may_have_been_left(&self) -> bool {
+        self.identity.size >= LEFT_MIN && self.settled && !self.is_on_disk()
+    }
+
+    /// The tag it was told by then.
+    pub fn first_tag(&self) -> String {
+        first_tag(&self.identity, self.coding)
     }
 
     /// An answer of this file's, told by another tag.
@@ -259,6 +266,7 @@ impl File {
         let piece = |range: &Range<u16>| &self.head[range.start as usize..range.end as usize];
         Validators {
             etag: piece(&self.etag),
+            first_etag: None,
             modified_text: piece(&self.modified_text),
             modified: self.modified,
             now,
@@ -287,6 +295,7 @@ impl Entry {
                 settled: false,
                 stamp: Stamp::default(),
                 on_trial: false,
+                is_short: true,
                 cache_control,
                 now,
             })),
@@ -325,17 +334,25 @@ impl Entry {
 }
 
 /// An entity tag (RFC 9110 section 8.8.3): of the bytes where they are in memory, so that it is the same on
-/// every replica and changes with every change; else of size and modification time. Behind either stands the
-/// coding, since two siblings may agree in all else (section 8.8.3.3).
+/// every replica and changes with every change; of larger files, of size and modification time. Behind either
+/// stands the coding, since two siblings may agree in all else (section 8.8.3.3).
 fn etag(parts: &Parts) -> String {
     let coding = parts.coding.map_or("", Coding::name);
     match parts.body.hash() {
         Some(hash) => format!("\"{hash:032x}{coding}\""),
-        None => tag_of_state(&parts.identity, coding),
+        None if parts.is_short => first_tag(&parts.identity, parts.coding),
+        None => {
+            let (seconds, nanoseconds) = parts.identity.modified;
+            format!("\"{:x}-{seconds:x}.{nanoseconds:x}{coding}\"", parts.identity.size)
+        }
     }
 }
 
-fn tag_of_state(identity: &Identity, coding: &str) -> String {
-    let (seconds, nanoseconds) = identity.modified;
-    format!("\"{:x}-{seconds:x}.{nanoseconds:x}{coding}\"", identity.size)
+/// Of bytes that have not been read yet and may be told by their hash later: it is to change with all that
+/// their hash changes with, so it is of the time of change, too, which nobody can set.
+fn first_tag(identity: &Identity, coding: Option<Coding>) -> String {
+    let Identity { device: _, inode, size, modified, changed } = identity;
+    let coding = coding.map_or("", Coding::name);
+    let ((seconds, nanoseconds), (at, and)) = (modified, changed);
+    format!("\"{size:x}-{inode:x}-{seconds:x}.{nanoseconds:x}-{at:x}.{and:x}{coding}\"")
 }

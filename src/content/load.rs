@@ -15,7 +15,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::clock::Tick;
 use crate::http::negotiate::{Coding, Codings};
-use crate::http::{Request, Status};
+use crate::http::parse::Single;
+use crate::http::{Method, Request, Status};
 
 use super::body::{Body, Gathering};
 use super::directory::{self, Stamp};
@@ -224,10 +225,10 @@ impl Load {
         Load { asked: times, ..self }
     }
 
-    /// It is for this request: where that names a tag, which may be that of the bytes, they are read.
+    /// It is for this request, which may need the tag of the bytes.
     #[must_use]
     pub fn wanted_by(self, request: &Request) -> Load {
-        Load { may_be_left: self.may_be_left && !request.names_a_tag(), ..self }
+        Load { may_be_left: self.may_be_left && !needs_tag_of_bytes(request), ..self }
     }
 
     /// The operation to do now.
@@ -509,6 +510,7 @@ impl Load {
             content_type: None,
             coding: self.want.coding(),
             siblings: found.siblings,
+            is_short: self.site.is_short(found.identity.size),
             settled: found.settled,
             stamp: found.stamp,
             cache_control: self.site.rules().cache_control.as_deref(),
@@ -557,6 +559,12 @@ impl Load {
 /// Another process moved something while the kernel walked the path (EAGAIN), or a signal came: try again.
 fn is_passing(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::INTR))
+}
+
+/// Whether a request may compare tags, or is one of several for parts of the same, whose tags are compared.
+#[inline]
+pub fn needs_tag_of_bytes(request: &Request) -> bool {
+    request.names_a_tag() || request.range != Single::Absent || request.method == Method::Head
 }
 
 fn nothing(status: Status) -> Arc<Entry> {

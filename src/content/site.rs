@@ -12,13 +12,14 @@ use rustix::io::Errno;
 
 use crate::clock::Tick;
 
-use crate::http::Ledger;
+use crate::http::{Ledger, Request};
 use crate::sys::HUGE_PAGE;
 
 use super::body::{Body, Permit};
 use super::cache::{Changes, Past};
 use super::directory::{self, Directories, Stamp};
-use super::entry::{File, Identity};
+use super::entry::{Entry, File, Identity};
+use super::load::needs_tag_of_bytes;
 use super::pages::Pages;
 
 /// Which symbolic links are followed.
@@ -172,6 +173,17 @@ impl Site {
             })
     }
 
+    /// Whether what is known of a file does not do for this request, which may need the tag of its bytes.
+    #[inline]
+    pub fn is_to_be_read(&self, entry: &Entry, request: &Request) -> bool {
+        match entry {
+            Entry::File(file) if file.is_on_disk() => {
+                needs_tag_of_bytes(request) && self.may_hold(file.identity.size)
+            }
+            _ => false,
+        }
+    }
+
     /// The pages, where they are made.
     pub(super) fn pages(&self) -> Option<&Pages> {
         self.pages.as_ref()
@@ -208,7 +220,12 @@ impl Site {
 
     /// Whether a body of so many bytes may be held in memory now.
     pub fn may_hold(&self, size: u64) -> bool {
-        size <= self.rules.cache_file_max && self.ledger.alive() + size <= self.rules.memory_max
+        self.is_short(size) && self.ledger.alive() + size <= self.rules.memory_max
+    }
+
+    /// Whether a file of so many bytes is held in memory where there is some.
+    pub(super) fn is_short(&self, size: u64) -> bool {
+        size <= self.rules.cache_file_max
     }
 
     /// Whether one more file may be kept open, where that is a matter of choice.

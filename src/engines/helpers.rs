@@ -31,8 +31,6 @@ const SLICE: u64 = 100_000;
 const READ_AT_ONCE: usize = 128 * 1024;
 /// Bytes between two looks whether a span has come from the disk.
 const STRIDE: usize = 64 * 1024;
-/// Bytes of such a span: they are sent while the next is on its way.
-pub const FETCH_MAX: u64 = 512 * 1024;
 
 /// Something that waits for a disk.
 #[derive(Debug)]
@@ -105,9 +103,13 @@ fn fetch(file: &Source, at: u64, len: u64) {
     let mut buffer = vec![0; STRIDE];
     let mut read = |at, len| while pread(file, &mut buffer[..len], at) == Err(Errno::INTR) {};
     let end = at + len;
-    for piece in (at..end).step_by(STRIDE) {
+    let first = len.min(STRIDE as u64);
+    read(at, first as usize);
+    // Where the kernel does not tell, it is believed to read ahead.
+    let tells = present(file.as_fd(), at, first) == Some(first);
+    for piece in (at + first..end).step_by(STRIDE) {
         let len = (end - piece).min(STRIDE as u64);
-        let is_coming = piece > at && present(file.as_fd(), piece, len) == Some(len);
+        let is_coming = !tells || present(file.as_fd(), piece, len) == Some(len);
         // The first byte of a piece may be where the kernel is to go on reading ahead.
         read(piece, if is_coming { 1 } else { len as usize });
     }
@@ -328,7 +330,7 @@ mod tests {
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let file = Source::on_disk(file.into(), 2 << 20, &Ledger::default());
-        for (at, len) in [(5, 1), (100_000, FETCH_MAX), ((2 << 20) - 70_000, 70_000)] {
+        for (at, len) in [(5, 1), (100_000, 500_000), ((2 << 20) - 70_000, 70_000)] {
             fetch(&file, at, len);
             // Where the kernel does not tell, everything was read.
             assert!(present(file.as_fd(), at, len).is_none_or(|present| present == len), "{at}");

@@ -3,63 +3,62 @@
 
 use std::io::IoSliceMut;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, Weak};
 
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::http::{Outbox, Source};
 
 use super::calls::counted;
 
 /// Bytes of a file that are looked for in the page cache at once.
-const SPAN_MAX: u64 = 2 << 20;
+pub const SPAN_MAX: u64 = 2 << 20;
 
 /// And in those of them that are still coming.
 const PIECE: u64 = 256 * 1024;
 
 /// The span of a file that was last found in the page cache. It is not asked for again each time that a
-/// socket has taken a part of it. To be forgotten with the request: by the next it may have gone, or its
-/// descriptor be another file's.
+/// socket has taken a part of it. To be forgotten with the answer: by the next it may have gone.
 #[derive(Debug, Default)]
 pub struct Resident {
-    found: Option<(RawFd, Range<u64>)>,
+    found: Option<(Weak<Source>, Range<u64>)>,
     /// Bytes that the kernel has begun to read, from where nothing was found.
     coming: u64,
 }
 
 impl Resident {
     /// How much of a span is in the page cache, from its start.
-    pub fn find(&mut self, file: &Source, at: u64, len: u64) -> u64 {
-        let descriptor = file.as_fd().as_raw_fd();
+    pub fn find(&mut self, file: &Arc<Source>, at: u64, len: u64) -> u64 {
         if let Some((known, span)) = &self.found
-            && *known == descriptor
+            && std::ptr::eq(known.as_ptr(), Arc::as_ptr(file))
             && span.contains(&at)
         {
             return len.min(span.end - at);
         }
-        let mut len = len.min(SPAN_MAX);
-        self.coming = 0;
-        match present(file.as_fd(), at, len) {
-            Some(0) => return 0,
-            Some(begun) => {
-                if begun < len {
-                    len = begun.min(PIECE);
-                    if present(file.as_fd(), at, len) != Some(len) {
-                        return 0;
-                    }
-                }
-                // A page that is just being read counts as present. They arrive in order, so the last one
-                // tells for all.
-                if !has_byte(file.as_fd(), at + len - 1) {
-                    self.coming = len.min(PIECE);
-                    return 0;
-                }
-            }
-            None if !seems_resident(file.as_fd(), at, len) => return 0,
-            None => {}
+        let found = self.look(file.as_fd(), at, len.min(SPAN_MAX));
+        if found > 0 {
+            self.found(file, at..at + found);
         }
-        self.found = Some((descriptor, at..at + len));
-        len
+        found
+    }
+
+    fn look(&mut self, file: BorrowedFd, at: u64, len: u64) -> u64 {
+        self.coming = 0;
+        let there = match present(file, at, len) {
+            None => return if seems_resident(file, at, len) { len } else { 0 },
+            Some(begun) if begun < len => begun.min(PIECE),
+            Some(_) => len,
+        };
+        // That many may also be somewhere else in the span.
+        if there == 0 || there < len && present(file, at, there) != Some(there) {
+            return 0;
+        }
+        if is_still_coming(file, at + there - 1) {
+            self.coming = there.min(PIECE);
+            return 0;
+        }
+        there
     }
 
     /// Where nothing was found: how many bytes the kernel is reading already, from there on.
@@ -68,8 +67,8 @@ impl Resident {
     }
 
     /// A span has just been read from the disk.
-    pub fn found(&mut self, file: &Source, span: Range<u64>) {
-        self.found = Some((file.as_fd().as_raw_fd(), span));
+    pub fn found(&mut self, file: &Arc<Source>, span: Range<u64>) {
+        self.found = Some((Arc::downgrade(file), span));
     }
 }
 
@@ -144,27 +143,32 @@ pub fn present(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
 
 /// Whether all of a span is in the page cache; `None` as above.
 fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
-    Some(present(file, at, len)? == len && has_byte(file, at + len - 1))
+    Some(present(file, at, len)? == len && !is_still_coming(file, at + len - 1))
 }
 
-/// Whether a disk must be waited for to read all of a file of so many bytes, as far as the kernel tells.
+/// Whether a disk must be waited for to read all of a file of so many bytes. Where the kernel cannot tell, as
+/// on overlayfs, it is not said.
 pub fn is_cold(file: BorrowedFd, size: u64) -> bool {
-    must_wait(file, 0, size)
-}
-
-fn must_wait(file: BorrowedFd, at: u64, len: u64) -> bool {
-    !is_resident(file, at, len).unwrap_or_else(|| seems_resident(file, at, len))
+    // At its end there is nothing to wait for.
+    let can_tell = byte(file, size) != Err(Errno::OPNOTSUPP);
+    can_tell && !is_resident(file, 0, size).unwrap_or_else(|| seems_resident(file, 0, size))
 }
 
 /// Whether samples of a span are in the page cache. What is read at once comes and goes together, as a rule.
 fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
-    (at..at + len).step_by(SAMPLE_EVERY).chain([at + len - 1]).all(|at| has_byte(file, at))
+    (at..at + len).step_by(SAMPLE_EVERY).chain([at + len - 1]).all(|at| byte(file, at) == Ok(1))
 }
 
-/// Whether a byte can be had without waiting for a disk.
-fn has_byte(file: BorrowedFd, at: u64) -> bool {
-    let mut byte = [0];
-    counted(|| preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT)) == Ok(1)
+/// Whether a byte that counts as present must be waited for all the same: pages that are just being read do
+/// so, too. They arrive in order, so that the last of a span tells for all. A file system in memory, which
+/// knows no read that does not wait, has none of them.
+fn is_still_coming(file: BorrowedFd, at: u64) -> bool {
+    !matches!(byte(file, at), Ok(1) | Err(Errno::OPNOTSUPP))
+}
+
+/// Reads a byte, if that is possible without waiting for a disk.
+fn byte(file: BorrowedFd, at: u64) -> Result<usize, Errno> {
+    counted(|| preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT))
 }
 
 #[cfg(test)]
@@ -187,7 +191,7 @@ mod tests {
             assert_eq!(is_resident(file.as_fd(), 9 << 20, 1), Some(false));
         }
         // And where it knows no read that does not wait, everything is read through the ring.
-        if has_byte(file.as_fd(), 0) {
+        if byte(file.as_fd(), 0).is_ok() {
             assert!(seems_resident(file.as_fd(), 5, 3 << 19));
             assert!(seems_resident(file.as_fd(), 0, 3 << 20));
         }
@@ -241,7 +245,7 @@ mod tests {
         assert!(there >= 70_000 - 5);
         assert_eq!(present(file.as_fd(), 5, 1000), Some(1000));
         assert_eq!(present(file.as_fd(), 900_000, 1000), Some(0));
-        let file = Source::on_disk(file.into(), 1 << 20, &Ledger::default());
+        let file = Arc::new(Source::on_disk(file.into(), 1 << 20, &Ledger::default()));
         let mut resident = Resident::default();
         assert_eq!(resident.find(&file, 5, 1 << 20), there);
         assert_eq!(resident.find(&file, 5 + there, 1000), 0);
@@ -250,10 +254,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_memory_alone_is_always_there() {
+        let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&file, &[1; 10_000]).unwrap();
+        assert!(!is_cold(file.as_fd(), 10_000));
+        // Where the kernel does not tell, it is read.
+        if present(file.as_fd(), 0, 1).is_some() {
+            let file = Arc::new(Source::on_disk(file, 10_000, &Ledger::default()));
+            assert_eq!(Resident::default().find(&file, 5, 9_000), 9_000);
+        }
+    }
+
+    #[test]
     fn a_span_once_found_is_remembered_for_its_file_alone() {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), b"0123456789").unwrap();
-        let open = || Source::on_disk(File::open(path.path()).unwrap().into(), 10, &Ledger::default());
+        let open = || {
+            let file = File::open(path.path()).unwrap();
+            Arc::new(Source::on_disk(file.into(), 10, &Ledger::default()))
+        };
         let (one, other) = (open(), open());
         let mut resident = Resident::default();
         resident.found(&one, 100..200);

@@ -18,8 +18,8 @@ use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
 use super::calls::{self, openat2, recv, shutdown};
-use super::helpers::{Done, FETCH_MAX, Job};
-use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
+use super::helpers::{Done, Job};
+use super::resident::{Resident, SPAN_MAX, is_cold, read_resident, take_in_short_spans};
 use super::transfer::{Sent, queued, send_now};
 
 /// Things done for one connection before others have their turn.
@@ -190,7 +190,12 @@ impl Session {
                     }
                     match sent {
                         Sent::All if then_close => return Wait::Over,
-                        Sent::All => worker.turn(conn, &[], outbox),
+                        Sent::All => {
+                            if let Some(disk) = disk {
+                                disk.resident = Resident::default();
+                            }
+                            worker.turn(conn, &[], outbox)
+                        }
                         Sent::Failed => return Wait::Over,
                         Sent::UntilFull | Sent::Share | Sent::UntilDisk => {
                             self.want = Want::Send { then_close };
@@ -221,7 +226,7 @@ impl Session {
     fn wait_for_span(&mut self) -> Wait {
         match self.outbox.front(&mut [IoSlice::new(&[])]) {
             Chunk::File { file, at, len } => {
-                let job = Job::Read(file.clone(), at, len.min(FETCH_MAX));
+                let job = Job::Read(file.clone(), at, len.min(SPAN_MAX));
                 self.wait_for(job)
             }
             _ => unreachable!("it is a span of a file that is not in memory"),

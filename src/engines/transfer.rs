@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
@@ -38,7 +39,7 @@ pub enum Sent {
 pub fn send_now(
     socket: impl AsFd,
     outbox: &mut Outbox,
-    mut resident: impl FnMut(&Source, u64, u64) -> u64,
+    mut resident: impl FnMut(&Arc<Source>, u64, u64) -> u64,
 ) -> (Sent, bool) {
     let socket = socket.as_fd();
     let (mut share, mut copied) = (FILE_SHARE, 0);

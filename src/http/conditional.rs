@@ -8,6 +8,8 @@ use super::parse::{Request, Single};
 pub struct Validators<'a> {
     /// The entity tag with its quotes, a strong one.
     pub etag: &'a [u8],
+    /// Another that it has been told by.
+    pub first_etag: Option<&'a [u8]>,
     /// `Last-Modified` as it is sent, an IMF-fixdate.
     pub modified_text: &'a [u8],
     /// The same in seconds since 1970.
@@ -32,7 +34,7 @@ pub enum Outcome {
 #[inline]
 pub fn evaluate(request: &Request, validators: &Validators) -> Outcome {
     if request.has_if_match {
-        if !any_tag(request.lines("if-match"), validators.etag, Compare::Strong) {
+        if !matches(request, "if-match", validators, Compare::Strong) {
             return Outcome::Failed;
         }
     } else if let Single::One(value) = request.if_unmodified_since
@@ -41,7 +43,7 @@ pub fn evaluate(request: &Request, validators: &Validators) -> Outcome {
         return Outcome::Failed;
     }
     if request.has_if_none_match {
-        if any_tag(request.lines("if-none-match"), validators.etag, Compare::Weak) {
+        if matches(request, "if-none-match", validators, Compare::Weak) {
             return Outcome::NotModified;
         }
     } else if let Single::One(value) = request.if_modified_since
@@ -59,7 +61,9 @@ pub fn evaluate(request: &Request, validators: &Validators) -> Outcome {
 pub fn range_applies(request: &Request, validators: &Validators) -> bool {
     match request.if_range {
         Single::Absent => true,
-        Single::One(value) if value.starts_with(b"\"") => value == validators.etag,
+        Single::One(value) if value.starts_with(b"\"") => {
+            value == validators.etag || Some(value) == validators.first_etag
+        }
         Single::One(value) => {
             date::parse(value, validators.now) == Some(validators.modified)
                 && validators.modified < validators.now
@@ -84,8 +88,11 @@ enum Compare {
     Weak,
 }
 
-fn any_tag<'a>(mut lines: impl Iterator<Item = &'a [u8]>, etag: &[u8], compare: Compare) -> bool {
-    lines.any(|line| line == b"*" || any_tag_in(line, etag, compare))
+/// Whether the field of that name matches: a tag it has been told by, or `*`.
+#[inline]
+fn matches(request: &Request, name: &'static str, validators: &Validators, compare: Compare) -> bool {
+    let matches_tag = |etag| request.lines(name).any(|line| line == b"*" || any_tag_in(line, etag, compare));
+    matches_tag(validators.etag) || validators.first_etag.is_some_and(matches_tag)
 }
 
 /// Walks one list of entity tags. A comma may stand inside the quotes, so splitting at commas would be wrong.
@@ -127,6 +134,7 @@ mod tests {
     const AFTER: &str = "Tue, 14 Nov 2023 22:13:21 GMT";
     const VALIDATORS: Validators<'static> = Validators {
         etag: b"\"e,1\"",
+        first_etag: Some(b"\"f\""),
         modified_text: MODIFIED.as_bytes(),
         modified: 1_700_000_000,
         now: 1_795_000_000,
@@ -157,6 +165,12 @@ mod tests {
             ("If-Match: *\r\n".into(), Proceed),
             ("If-Match: \"x\", \"e,1\"\r\n".into(), Proceed),
             ("If-Match: W/\"e,1\"\r\n".into(), Failed),
+            ("If-None-Match: W/\"f\"\r\n".into(), NotModified),
+            ("If-Match: \"f\"\r\n".into(), Proceed),
+            ("If-Match: W/\"f\"\r\n".into(), Failed),
+            ("If-Match: W/\"f\", \"e,1\"\r\n".into(), Proceed),
+            ("If-Match: \"e,1\"\r\nIf-None-Match: \"f\"\r\n".into(), NotModified),
+            ("If-Match: \"f\"\r\nIf-None-Match: \"e,1\"\r\n".into(), NotModified),
             ("If-Match: \"x\"\r\n".into(), Failed),
             (format!("If-Modified-Since: {MODIFIED}\r\n"), NotModified),
             (format!("If-Modified-Since: {AFTER}\r\n"), NotModified),
@@ -184,6 +198,8 @@ mod tests {
             ("If-Range: \"e,1\"\r\n".into(), 0, true),
             ("If-Range: W/\"e,1\"\r\n".into(), 0, false),
             ("If-Range: \"x\"\r\n".into(), 0, false),
+            ("If-Range: \"f\"\r\n".into(), 0, true),
+            ("If-Range: W/\"f\"\r\n".into(), 0, false),
             ("If-Range: *\r\n".into(), 0, false),
             (format!("If-Range: {MODIFIED}\r\n"), 1_700_000_001, true),
             (format!("If-Range: {MODIFIED}\r\n"), 1_700_000_000, false),

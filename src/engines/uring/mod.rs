@@ -325,10 +325,6 @@ impl Loop<'_> {
         self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
         match want {
             Want::Read => {
-                if let Some(installed) = &mut slot.installed {
-                    // It may be gone by the next time.
-                    installed.resident = Resident::default();
-                }
                 // Idle, it holds no memory.
                 debug_assert!(slot.outbox.is_empty());
                 let outbox = std::mem::take(&mut slot.outbox);

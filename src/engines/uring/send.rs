@@ -165,6 +165,9 @@ impl Loop<'_> {
         } else if slot.then_close {
             Want::Close
         } else {
+            if let Some(installed) = &mut slot.installed {
+                installed.resident = Resident::default();
+            }
             self.seat.worker.turn(&mut slot.conn, &[], &mut slot.outbox)
         };
         self.carry_out(key, want)
