@@ -49,11 +49,15 @@ fn trace(engine: &Engine, site: &Site, ask: impl FnOnce(&Server)) -> (Calls, Boa
     (Calls { seen: seen.unwrap(), counted: board.total(Counter::SystemCalls) }, board)
 }
 
-/// The number of calls in the last line of a summary.
+/// The number of calls in the last line of a summary, but for those by which threads wait for each other: how
+/// many that are hangs on how slow a build is while it holds a lock.
 fn total(summary: &Path) -> Option<u64> {
     let text = fs::read_to_string(summary).ok()?;
-    let line = text.lines().find(|line| line.ends_with(" total"))?;
-    line.split_ascii_whitespace().nth(3)?.parse().ok()
+    let calls = |name: &str| -> Option<u64> {
+        let line = text.lines().find(|line| line.ends_with(name))?;
+        line.split_ascii_whitespace().nth(3)?.parse().ok()
+    };
+    Some(calls(" total")? - calls(" futex").unwrap_or(0))
 }
 
 /// As many clients as the engine serves at once ask again and again, then others come for one thing each.

@@ -4,13 +4,12 @@
 //! by bytes and by open descriptors, one of redirects and refusals, bounded by number. Each evicts by CLOCK:
 //! an entry that was used since the hand last came by is passed over once.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use hashbrown::HashTable;
-use twox_hash::XxHash3_64;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::clock::Tick;
 use crate::http::negotiate::Coding;
@@ -52,15 +51,15 @@ impl Budget {
 #[derive(Debug)]
 pub struct Changes {
     counts: Box<[AtomicU32]>,
-    /// Of the hash: nobody outside can choose names that all fall into one place.
-    seed: u64,
+    /// With a random seed: nobody outside can choose names that all fall into one place.
+    hasher: DefaultHashBuilder,
 }
 
 impl Changes {
     const COUNTERS: usize = 4096;
 
     fn hash(&self, path: &[u8], coding: Option<Coding>) -> u64 {
-        XxHash3_64::oneshot_with_seed(self.seed ^ coding.map_or(0, |coding| coding as u64 + 1), path)
+        self.hasher.hash_one((path, coding.map_or(0, |coding| coding as u8 + 1)))
     }
 
     /// The count of a path as it is now.
@@ -77,7 +76,7 @@ impl Changes {
 impl Default for Changes {
     fn default() -> Changes {
         let counts = (0..Changes::COUNTERS).map(|_| AtomicU32::new(0)).collect();
-        Changes { counts, seed: RandomState::new().hash_one(0) }
+        Changes { counts, hasher: DefaultHashBuilder::default() }
     }
 }
 
