@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
+use rustix::fs::{FsWord, fstatfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::http::{Outbox, Source};
@@ -54,11 +55,14 @@ impl Resident {
         if there == 0 || there < len && present(file, at, there) != Some(there) {
             return 0;
         }
-        if is_still_coming(file, at + there - 1) {
-            self.coming = there.min(PIECE);
-            return 0;
+        match has_come(file, at + there - 1) {
+            Some(true) => there,
+            Some(false) => {
+                self.coming = there.min(PIECE);
+                0
+            }
+            None => 0,
         }
-        there
     }
 
     /// Where nothing was found: how many bytes the kernel is reading already, from there on.
@@ -111,6 +115,9 @@ pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize
 /// cachestat(2), Linux 6.5; the same number on every architecture this is built for.
 const SYS_CACHESTAT: libc::c_long = 451;
 
+/// A file system in memory, by statfs(2).
+const TMPFS_MAGIC: FsWord = 0x0102_1994;
+
 /// `struct cachestat_range`
 #[repr(C)]
 struct Span {
@@ -143,7 +150,7 @@ pub fn present(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
 
 /// Whether all of a span is in the page cache; `None` as above.
 fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
-    Some(present(file, at, len)? == len && !is_still_coming(file, at + len - 1))
+    Some(present(file, at, len)? == len && has_come(file, at + len - 1) == Some(true))
 }
 
 /// Whether a disk must be waited for to read all of a file of so many bytes. Where the kernel cannot tell, as
@@ -159,11 +166,15 @@ fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
     (at..at + len).step_by(SAMPLE_EVERY).chain([at + len - 1]).all(|at| byte(file, at) == Ok(1))
 }
 
-/// Whether a byte that counts as present must be waited for all the same: pages that are just being read do
-/// so, too. They arrive in order, so that the last of a span tells for all. A file system in memory, which
-/// knows no read that does not wait, has none of them.
-fn is_still_coming(file: BorrowedFd, at: u64) -> bool {
-    !matches!(byte(file, at), Ok(1) | Err(Errno::OPNOTSUPP))
+/// Whether a byte that counts as present is there, for pages that are just being read count so, too. They
+/// arrive in order, so that the last of a span tells for all. `None` where the kernel cannot tell.
+fn has_come(file: BorrowedFd, at: u64) -> Option<bool> {
+    match byte(file, at) {
+        Ok(n) => Some(n > 0),
+        Err(Errno::AGAIN) => Some(false),
+        // A file system in memory knows no read that does not wait, and has nothing to wait for.
+        Err(_) => fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC).then_some(true),
+    }
 }
 
 /// Reads a byte, if that is possible without waiting for a disk.
