@@ -16,7 +16,7 @@ use super::calls::counted;
 /// Bytes of a file that are looked for in the page cache at once.
 pub const SPAN_MAX: u64 = 2 << 20;
 
-/// And in those of them that are still coming.
+/// And those of them, at the most, that are waited for at once when the kernel is reading them.
 const PIECE: u64 = 256 * 1024;
 
 /// The span of a file that was last found in the page cache. It is not asked for again each time that a
@@ -289,5 +289,11 @@ mod tests {
         resident.found(&one, 100..200);
         assert_eq!((resident.find(&one, 150, 1000), resident.find(&one, 199, 1)), (50, 1));
         assert_eq!((resident.find(&one, 200, 5), resident.find(&other, 150, 5)), (0, 0));
+        // The next has the descriptor of one that has gone, unless another test is quicker.
+        let mut resident = Resident::default();
+        resident.found(&one, 100..200);
+        drop(one);
+        let next = open();
+        assert_eq!(resident.find(&next, 150, 5), 0);
     }
 }
