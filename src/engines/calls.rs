@@ -9,13 +9,12 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::buffer::Buffer;
 use rustix::event::{PollFd, Timespec};
-use rustix::fs::{Advice, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Result;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags};
@@ -157,11 +156,6 @@ pub fn openat2(root: BorrowedFd, path: &CStr, flags: OFlags, resolve: ResolveFla
 /// `pread(2)`
 pub fn pread<B: Buffer<u8>>(file: impl AsFd, buffer: B, at: u64) -> Result<B::Output> {
     counted(|| rustix::io::pread(file, buffer, at))
-}
-
-/// `posix_fadvise(2)`
-pub fn fadvise(file: impl AsFd, at: u64, len: Option<NonZeroU64>, advice: Advice) -> Result<()> {
-    counted(|| rustix::fs::fadvise(file, at, len, advice))
 }
 
 /// `read(2)`

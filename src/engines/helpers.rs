@@ -7,21 +7,19 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::Advice;
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
-use super::calls::{self, counted, fadvise, openat2, pread, read, write};
-use super::resident::{SPAN_MAX, is_cold, present};
+use super::calls::{self, counted, openat2, pread, read, write};
+use super::resident::{is_cold, present};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 16;
@@ -100,20 +98,18 @@ fn read_piece(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Result<usize, 
 }
 
 /// Has the kernel read a span, and waits until it is there. Reading the first piece has the kernel read
-/// ahead, in long pages; what comes by that is not copied. Of a file that goes on, too little would be under
-/// way at a time, so the kernel is told to read all of the span. An error shows when it is sent.
+/// ahead, in few long reads; what comes by that is not copied. An error shows when it is sent.
 fn fetch(file: &Source, at: u64, len: u64) {
     let mut buffer = vec![0; STRIDE];
     let mut read = |at, len| while pread(file, &mut buffer[..len], at) == Err(Errno::INTR) {};
     let end = at + len;
-    let is_told = len == SPAN_MAX && fadvise(file, at, NonZeroU64::new(len), Advice::WillNeed).is_ok();
     let first = len.min(STRIDE as u64);
-    read(at, if is_told { 1 } else { first as usize });
+    read(at, first as usize);
     // Where the kernel does not tell, it is believed to read ahead.
     let tells = present(file.as_fd(), at, first) == Some(first);
     for piece in (at + first..end).step_by(STRIDE) {
         let len = (end - piece).min(STRIDE as u64);
-        let is_coming = is_told || !tells || present(file.as_fd(), piece, len) == Some(len);
+        let is_coming = !tells || present(file.as_fd(), piece, len) == Some(len);
         // The first byte of a piece may be where the kernel is to go on reading ahead.
         read(piece, if is_coming { 1 } else { len as usize });
     }
@@ -332,9 +328,9 @@ mod tests {
         std::fs::write(path.path(), vec![1; 2 << 20]).unwrap();
         let file = File::open(path.path()).unwrap();
         file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let file = Source::on_disk(file.into(), 2 << 20, &Ledger::default());
-        for (at, len) in [(5, 1), (100_000, 500_000), ((2 << 20) - 70_000, 70_000), (0, SPAN_MAX)] {
+        for (at, len) in [(5, 1), (100_000, 500_000), ((2 << 20) - 70_000, 70_000)] {
             fetch(&file, at, len);
             // Not every kernel tells.
             assert!(present(file.as_fd(), at, len).is_none_or(|present| present == len), "{at}");

@@ -1,7 +1,7 @@
 //! What of a file can be had without waiting for a disk.
 #![allow(unsafe_code)]
 
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
@@ -18,6 +18,9 @@ pub const SPAN_MAX: u64 = 2 << 20;
 
 /// And those of them, at the most, that are waited for at once when the kernel is reading them.
 const PIECE: u64 = 256 * 1024;
+
+/// Bytes that the kernel is made to begin with at once. It finds pages for them there and then.
+const BEGUN: u64 = 1 << 20;
 
 /// The span of a file that was last found in the page cache. It is not asked for again each time that a
 /// socket has taken a part of it. To be forgotten with the answer: by the next it may have gone.
@@ -56,18 +59,38 @@ impl Resident {
             return 0;
         }
         match has_come(file, at + there - 1) {
-            Some(true) => there,
-            Some(false) => {
-                self.coming = there.min(PIECE);
-                0
-            }
-            None => 0,
+            Some(true) => return there,
+            Some(false) => {}
+            None => return 0,
         }
+        // Where the kernel reads far ahead, the end of a span is on its way for long after its beginning.
+        let piece = there.min(PIECE);
+        if piece < there && has_come(file, at + piece - 1) == Some(true) {
+            return piece;
+        }
+        self.coming = piece;
+        0
     }
 
     /// Where nothing was found: how many bytes the kernel is reading already, from there on.
     pub fn coming(&self) -> u64 {
         self.coming
+    }
+
+    /// Has the kernel begin to read a span of which nothing was found, and waits for nothing. A read that may
+    /// not wait has it read ahead as much as is asked for.
+    pub fn begin(&mut self, file: &Arc<Source>, at: u64, len: u64) {
+        // Where it does not tell, samples have made it begin already, with little.
+        if present(file.as_fd(), at, 1).is_none() {
+            return;
+        }
+        let begun = len.min(BEGUN) as usize;
+        // Nothing is there as a rule, and then its memory is not even touched.
+        let mut nowhere = Vec::with_capacity(begun);
+        let read = read_without_waiting(file.as_fd(), &mut nowhere, at, begun);
+        if read.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |n| n > 0) {
+            self.coming = len.min(PIECE);
+        }
     }
 
     /// A span has just been read from the disk.
@@ -97,19 +120,24 @@ pub fn take_in_short_spans(outbox: &mut Outbox) {
 /// Appends bytes of a file to a buffer, at most `len` and as many as there is capacity for and as are in the
 /// page cache; `None` where the disk must be waited for, or the kernel cannot tell.
 pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> Option<usize> {
-    let room = buffer.spare_capacity_mut();
-    let len = room.len().min(len);
+    let len = len.min(buffer.capacity() - buffer.len());
     if len >= ASK_MIN && is_resident(file, at, len as u64) == Some(false) {
         return None;
     }
-    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: len };
-    let at = libc::off_t::try_from(at).ok()?;
+    read_without_waiting(file, buffer, at, len).ok()
+}
+
+/// Appends at most `len` bytes of a file to a buffer that has the capacity, as many as are in the page cache.
+fn read_without_waiting(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> io::Result<usize> {
+    let room = &mut buffer.spare_capacity_mut()[..len];
+    let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let at = libc::off_t::try_from(at).map_err(io::Error::other)?;
     // SAFETY: the one slice is within the buffer's spare capacity, which lives across the call.
     let n = counted(|| unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) });
-    let n = usize::try_from(n).ok()?;
+    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has written so many bytes behind those there were.
     unsafe { buffer.set_len(buffer.len() + n) };
-    Some(n)
+    Ok(n)
 }
 
 /// cachestat(2), Linux 6.5; the same number on every architecture this is built for.
@@ -262,6 +290,31 @@ mod tests {
         assert_eq!(resident.find(&file, 5 + there, 1000), 0);
         assert_eq!(resident.coming(), 0);
         assert_eq!(resident.find(&file, 900_000, 1000), 0);
+    }
+
+    #[test]
+    fn what_was_begun_comes_without_anybody_waiting_for_it() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; 2 << 20]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        // A file system in memory keeps it.
+        if is_resident(file.as_fd(), 0, 1) != Some(false) {
+            return;
+        }
+        let file = Arc::new(Source::on_disk(file.into(), 2 << 20, &Ledger::default()));
+        let mut resident = Resident::default();
+        resident.begin(&file, 0, 2 << 20);
+        assert_eq!(resident.coming(), PIECE);
+        for _ in 0..1000 {
+            if resident.find(&file, 0, BEGUN) == BEGUN {
+                return;
+            }
+            resident = Resident::default();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("it has not come in 10 seconds");
     }
 
     #[test]

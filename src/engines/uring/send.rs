@@ -2,10 +2,11 @@
 //!
 //! What a client is sent stands in its outbox. Plain memory is lent to the kernel where it is. A file in
 //! memory, and a span of a large file that is in the page cache, goes by sendfile(2), which waits for
-//! nothing. What is still on the disk is read through the ring into a buffer before, so that the disk holds
-//! up nobody else, and leaves from the page cache all the same. The kernel reads ahead then, and so does
-//! sendfile(2); of what is on its way the ring reads no more than the last byte, which tells that the rest
-//! has come. No buffer is ever held while a client is waited for.
+//! nothing. What is still on the disk the kernel is made to begin with, and of what is on its way the ring
+//! reads no more than the last byte, which tells that the rest has come: so the disk holds up nobody else,
+//! and nothing is copied. The kernel reads ahead from there, and so does sendfile(2). Where it does not tell
+//! what it reads, a span is read through the ring into a buffer, and leaves from the page cache all the same.
+//! No buffer is ever held while a client is waited for.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -81,12 +82,16 @@ impl Loop<'_> {
                         self.await_turn(key);
                         return Ok(());
                     }
-                    if let Some(Installed { resident, .. }) = slot.installed.as_deref()
-                        && resident.coming() > 0
+                    if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut()
                         && !matches!(slot.task, Task::FileFetched)
                     {
-                        let entry = last_byte(file, at..at + resident.coming());
-                        return self.submit(key, Operation::FileFetch, entry);
+                        if resident.coming() == 0 {
+                            resident.begin(file, at, len);
+                        }
+                        if resident.coming() > 0 {
+                            let entry = last_byte(file, at..at + resident.coming());
+                            return self.submit(key, Operation::FileFetch, entry);
+                        }
                     }
                     let Some(buffer) = self.file_buffers.take() else {
                         slot.task = Task::FileWaiting;
