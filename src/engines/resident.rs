@@ -4,7 +4,9 @@
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FsWord, fstatfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -29,6 +31,8 @@ pub struct Resident {
     found: Option<(Weak<Source>, Range<u64>)>,
     /// Bytes that the kernel has begun to read, from where nothing was found.
     coming: u64,
+    /// Whether the file system knows no read that does not wait.
+    always_waits: bool,
 }
 
 impl Resident {
@@ -58,14 +62,14 @@ impl Resident {
         if there == 0 || there < len && present(file, at, there) != Some(there) {
             return 0;
         }
-        match has_come(file, at + there - 1) {
+        match has_come(file, at, there) {
             Some(true) => return there,
             Some(false) => {}
             None => return 0,
         }
         // Where the kernel reads far ahead, the end of a span is on its way for long after its beginning.
         let piece = there.min(PIECE);
-        if piece < there && has_come(file, at + piece - 1) == Some(true) {
+        if piece < there && has_come(file, at, piece) == Some(true) {
             return piece;
         }
         self.coming = piece;
@@ -77,19 +81,21 @@ impl Resident {
         self.coming
     }
 
-    /// Has the kernel begin to read a span of which nothing was found, and waits for nothing. A read that may
-    /// not wait has it read ahead as much as is asked for.
+    /// Has the kernel begin to read a span of which nothing is in the page cache, and does not wait for it: a
+    /// read that may not wait has it read ahead as much as is asked for.
     pub fn begin(&mut self, file: &Arc<Source>, at: u64, len: u64) {
-        // Where it does not tell, samples have made it begin already, with little.
-        if present(file.as_fd(), at, 1).is_none() {
+        // What is there in part would be copied. Where the kernel does not tell, samples have made it begin
+        // already, with little.
+        if self.always_waits || present(file.as_fd(), at, len.min(PIECE)) != Some(0) {
             return;
         }
         let begun = len.min(BEGUN) as usize;
-        // Nothing is there as a rule, and then its memory is not even touched.
+        // Its memory is not even touched.
         let mut nowhere = Vec::with_capacity(begun);
-        let read = read_without_waiting(file.as_fd(), &mut nowhere, at, begun);
-        if read.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |n| n > 0) {
-            self.coming = len.min(PIECE);
+        match read_without_waiting(file.as_fd(), &mut nowhere, at, begun) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.coming = len.min(PIECE),
+            Err(_) => self.always_waits = true,
+            Ok(_) => {}
         }
     }
 
@@ -106,8 +112,15 @@ const SHORT_MAX: u64 = 8 * 1024;
 /// and finding the pages for that takes longer the more there are.
 const ASK_MIN: usize = 64 * 1024;
 
-/// Bytes from one sample of a span to the next.
-const SAMPLE_EVERY: usize = 64 * 1024;
+/// Seconds after which nothing is on its way any more that was missing before.
+const WARY: u64 = 60;
+
+/// When anything was last missing in the page cache that a thread of this process looked for, in seconds
+/// since 1970. What one has begun to read may be asked for by another.
+static MISSED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of a span for each sample of it.
+const SAMPLE_EVERY: u64 = 64 * 1024;
 
 /// Has short spans that are in the page cache leave in one piece with their heads.
 pub fn take_in_short_spans(outbox: &mut Outbox) {
@@ -173,12 +186,16 @@ pub fn present(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
     let result = counted(|| unsafe {
         libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const span, &raw mut counts, 0 as libc::c_uint)
     });
-    (result == 0).then(|| (counts.cached * page).saturating_sub(at % page).min(len))
+    let present = (counts.cached * page).saturating_sub(at % page).min(len);
+    if result == 0 && present < len {
+        MISSED.store(seconds(), Relaxed);
+    }
+    (result == 0).then_some(present)
 }
 
 /// Whether all of a span is in the page cache; `None` as above.
 fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
-    Some(present(file, at, len)? == len && has_come(file, at + len - 1) == Some(true))
+    Some(present(file, at, len)? == len && has_come(file, at, len) == Some(true))
 }
 
 /// Whether a disk must be waited for to read all of a file of so many bytes. Where the kernel cannot tell, as
@@ -189,20 +206,37 @@ pub fn is_cold(file: BorrowedFd, size: u64) -> bool {
     can_tell && !is_resident(file, 0, size).unwrap_or_else(|| seems_resident(file, 0, size))
 }
 
-/// Whether samples of a span are in the page cache. What is read at once comes and goes together, as a rule.
+/// Whether samples of a span are in the page cache, the last byte among them.
 fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
-    (at..at + len).step_by(SAMPLE_EVERY).chain([at + len - 1]).all(|at| byte(file, at) == Ok(1))
+    byte(file, at + len - 1) == Ok(1) && samples_are_there(file, at, len)
 }
 
-/// Whether a byte that counts as present is there, for pages that are just being read count so, too. They
-/// arrive in order, so that the last of a span tells for all. `None` where the kernel cannot tell.
-fn has_come(file: BorrowedFd, at: u64) -> Option<bool> {
-    match byte(file, at) {
-        Ok(n) => Some(n > 0),
-        Err(Errno::AGAIN) => Some(false),
+/// Whether a span that counts as present is there, for pages that are just being read count so, too. They
+/// arrive in order, as a rule, so that the last byte tells for all; but that may have been there before, or
+/// be a hole, and so samples are taken where anything was missing lately. `None` where the kernel cannot tell.
+fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
+    let is_wary = || seconds().saturating_sub(MISSED.load(Relaxed)) < WARY;
+    match byte(file, at + len - 1) {
+        Ok(n) => Some(n > 0 && (!is_wary() || samples_are_there(file, at, len))),
+        Err(Errno::AGAIN) => {
+            MISSED.store(seconds(), Relaxed);
+            Some(false)
+        }
         // A file system in memory knows no read that does not wait, and has nothing to wait for.
         Err(_) => fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC).then_some(true),
     }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Whether a byte of each piece of a span is in the page cache: a random one, so that no client can have just
+/// those read beforehand.
+fn samples_are_there(file: BorrowedFd, at: u64, len: u64) -> bool {
+    let end = at + len;
+    let mut pieces = (at..end).step_by(SAMPLE_EVERY as usize);
+    pieces.all(|piece| byte(file, fastrand::u64(piece..end.min(piece + SAMPLE_EVERY))) == Ok(1))
 }
 
 /// Reads a byte, if that is possible without waiting for a disk.
@@ -290,6 +324,23 @@ mod tests {
         assert_eq!(resident.find(&file, 5 + there, 1000), 0);
         assert_eq!(resident.coming(), 0);
         assert_eq!(resident.find(&file, 900_000, 1000), 0);
+    }
+
+    #[test]
+    fn a_last_byte_that_was_there_before_does_not_stand_for_all() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; 1 << 20]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        file.sync_all().unwrap();
+        for advice in [rustix::fs::Advice::DontNeed, rustix::fs::Advice::Random] {
+            rustix::fs::fadvise(&file, 0, None, advice).unwrap();
+        }
+        preadv2(&file, &mut [IoSliceMut::new(&mut [0])], (1 << 20) - 1, ReadWriteFlags::empty()).unwrap();
+        // A file system in memory has kept all of it.
+        if present(file.as_fd(), 0, 1 << 20).is_some_and(|there| there < 1 << 19) {
+            assert_eq!(has_come(file.as_fd(), (1 << 20) - 1, 1), Some(true));
+            assert_eq!(has_come(file.as_fd(), 0, 1 << 20), Some(false));
+        }
     }
 
     #[test]
