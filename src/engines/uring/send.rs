@@ -3,10 +3,11 @@
 //! What a client is sent stands in its outbox. Plain memory is lent to the kernel where it is. A file in
 //! memory, and a span of a large file that is in the page cache, goes by sendfile(2), which waits for
 //! nothing. What is still on the disk the kernel is made to begin with, and of what is on its way the ring
-//! reads no more than the last byte, which tells that the rest has come: so the disk holds up nobody else,
-//! and nothing is copied. The kernel reads ahead from there, and so does sendfile(2). Where it does not tell
-//! what it reads, a span is read through the ring into a buffer, and leaves from the page cache all the same.
-//! No buffer is ever held while a client is waited for.
+//! reads no more than the last byte: when that has come, the rest has as a rule ([`Resident`] looks), and
+//! leaves without having been copied. So the disk holds up nobody else. The kernel reads ahead from there,
+//! and so does sendfile(2). Where it does not tell what it reads, and where a part had come before, a span is
+//! read through the ring into a buffer, and leaves from the page cache all the same. No buffer is ever held
+//! while a client is waited for.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
