@@ -32,8 +32,9 @@ fn it_tells_what_was_counted() {
         assert_eq!(server.get("/metrics").status, 404, "never at the public port");
         let ok = "ringserve_answers_total{class=\"2xx\"}";
         eventually("twenty answers", || metric(port, ok) == 20);
+        let bytes = 20 * 6 + 2 * "404 Not Found\n".len() as u64;
+        eventually("two more, of errors", || metric(port, "ringserve_body_bytes_total") == bytes);
         assert_eq!(metric(port, "ringserve_ready"), 1);
-        assert_eq!(metric(port, "ringserve_body_bytes_total"), 20 * 6 + 2 * "404 Not Found\n".len() as u64);
         let (status, text) = ask(port, "/metrics");
         assert_eq!(status, 200);
         assert!(text.contains(&format!("ringserve_engine_info{{name=\"{}\"", engine.name)), "{text}");
