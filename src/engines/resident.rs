@@ -213,7 +213,8 @@ fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
 
 /// Whether a span that counts as present is there, for pages that are just being read count so, too. They
 /// arrive in order, as a rule, so that the last byte tells for all; but that may have been there before, or
-/// be a hole, and so samples are taken where anything was missing lately. `None` where the kernel cannot tell.
+/// be a hole, and so samples are taken where anything was missing lately. `None` where the kernel cannot
+/// tell.
 fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     let is_wary = || seconds().saturating_sub(MISSED.load(Relaxed)) < WARY;
     match byte(file, at + len - 1) {
