@@ -29,7 +29,7 @@ impl Exchange {
     /// Serves a folder; what is loaded once is trusted for an hour.
     pub fn new(folder: &Path) -> Exchange {
         let site = Arc::new(Site::open(folder, Rules::default()).expect("the folder exists"));
-        let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(3600) };
+        let budget = Budget { bytes: 256 << 20, descriptors: 8, fresh_for: Duration::from_secs(3600) };
         let mut worker =
             Worker::new(site, budget, Limits::default(), Draining::default(), None, Tally::default());
         let mut conn = Connection::new(None);
@@ -42,6 +42,12 @@ impl Exchange {
         let mut sent = 0;
         self.drive(request, |bytes| sent += bytes.len());
         sent
+    }
+
+    /// The same, and hands on what goes out.
+    #[allow(dead_code, reason = "most measurements only want it gone")]
+    pub fn pass(&mut self, request: &[u8], take: impl FnMut(&[u8])) {
+        self.drive(request, take);
     }
 
     /// The same, and gives what went out: to see that a measurement measures what it is meant to.

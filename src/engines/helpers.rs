@@ -288,6 +288,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines::resident::tests::cold_file;
     use crate::http::Ledger;
     use rustix::event::{PollFd, PollFlags, poll};
     use std::fs::File;
@@ -324,11 +325,7 @@ mod tests {
 
     #[test]
     fn a_span_that_was_fetched_is_in_the_page_cache() {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), vec![1; 2 << 20]).unwrap();
-        let file = File::open(path.path()).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let file = cold_file(2 << 20);
         let file = Source::on_disk(file.into(), 2 << 20, &Ledger::default());
         for (at, len) in [(5, 1), (100_000, 500_000), ((2 << 20) - 70_000, 70_000)] {
             fetch(&file, at, len);

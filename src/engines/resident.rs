@@ -246,11 +246,22 @@ fn byte(file: BorrowedFd, at: u64) -> Result<usize, Errno> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::http::Ledger;
     use std::fs::File;
     use std::os::fd::AsFd;
+
+    /// A file of so many bytes whose pages have gone from the page cache, but where a file system in memory
+    /// keeps them.
+    pub fn cold_file(size: usize) -> File {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), vec![1; size]).unwrap();
+        let file = File::open(path.path()).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        file
+    }
 
     #[test]
     fn what_was_just_written_is_there_and_what_lies_behind_the_end_is_not() {
@@ -289,11 +300,7 @@ mod tests {
 
     #[test]
     fn a_long_span_that_must_be_waited_for_is_not_even_begun() {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), vec![1; 1 << 20]).unwrap();
-        let file = File::open(path.path()).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let file = cold_file(1 << 20);
         // A file system in memory keeps it.
         if is_resident(file.as_fd(), 0, 1) != Some(false) {
             return;
@@ -306,13 +313,8 @@ mod tests {
 
     #[test]
     fn of_a_span_that_is_there_in_part_the_start_is_found() {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), vec![1; 1 << 20]).unwrap();
-        let file = File::open(path.path()).unwrap();
-        file.sync_all().unwrap();
-        for advice in [rustix::fs::Advice::DontNeed, rustix::fs::Advice::Random] {
-            rustix::fs::fadvise(&file, 0, None, advice).unwrap();
-        }
+        let file = cold_file(1 << 20);
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
         preadv2(&file, &mut [IoSliceMut::new(&mut vec![0; 70_000])], 0, ReadWriteFlags::empty()).unwrap();
         // A file system in memory has kept all of it.
         let Some(there) = present(file.as_fd(), 5, 1 << 19).filter(|&there| there < 1 << 19) else { return };
@@ -329,13 +331,8 @@ mod tests {
 
     #[test]
     fn a_last_byte_that_was_there_before_does_not_stand_for_all() {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), vec![1; 1 << 20]).unwrap();
-        let file = File::open(path.path()).unwrap();
-        file.sync_all().unwrap();
-        for advice in [rustix::fs::Advice::DontNeed, rustix::fs::Advice::Random] {
-            rustix::fs::fadvise(&file, 0, None, advice).unwrap();
-        }
+        let file = cold_file(1 << 20);
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
         preadv2(&file, &mut [IoSliceMut::new(&mut [0])], (1 << 20) - 1, ReadWriteFlags::empty()).unwrap();
         // A file system in memory has kept all of it.
         if present(file.as_fd(), 0, 1 << 20).is_some_and(|there| there < 1 << 19) {
@@ -346,11 +343,7 @@ mod tests {
 
     #[test]
     fn what_was_begun_comes_without_anybody_waiting_for_it() {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), vec![1; 2 << 20]).unwrap();
-        let file = File::open(path.path()).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let file = cold_file(2 << 20);
         // A file system in memory keeps it.
         if is_resident(file.as_fd(), 0, 1) != Some(false) {
             return;
