@@ -3,8 +3,8 @@
 //! `cargo bench --bench turn`. No socket is involved, so this is the server's own share of a request. The
 //! throughput of the pipelined case is per request, its time per sixteen of them.
 //!
-//! `many` asks for one of 10,000 files at random, and what goes out is copied as the kernel would: nothing of an
-//! entry is in the processor's caches when it is asked for, so this measures how many places it lies in.
+//! `many` asks for one of 10,000 files at random, and what goes out is copied as the kernel would: nothing of
+//! an entry is in the processor's caches when it is asked for, so this measures how many places it lies in.
 
 #[path = "support/cases.rs"]
 mod cases;
