@@ -88,6 +88,11 @@ static void learn(struct known *place)
     static int socket_ = -1;
     int is_head = !memcmp(place->request, "HEAD ", 5);
     size_t room = 1 << 16, length = 0, whole = 0;
+    char next;
+    if (socket_ >= 0 && recv(socket_, &next, 1, MSG_PEEK | MSG_DONTWAIT) == 0) {
+        close(socket_); /* the server's patience was at an end */
+        socket_ = -1;
+    }
     if (socket_ < 0) {
         socket_ = socket(AF_INET, SOCK_STREAM, 0);
         if (connect(socket_, (struct sockaddr *)&server, sizeof server)) err(1, "the server");
