@@ -163,11 +163,17 @@ impl Worker {
     /// A connection was accepted: what it wants first.
     pub fn accepted(&mut self, conn: &mut Connection) -> Want {
         self.tally.add(Counter::Connections, 1);
+        self.waits_for_bytes(conn);
+        Want::Read
+    }
+
+    /// What was to be sent is presumed to have been, and the next bytes are waited for. To be called instead
+    /// of [`Worker::turn`] where the connection [`is_heard_next`](Connection::is_heard_next).
+    pub fn waits_for_bytes(&self, conn: &mut Connection) {
         conn.wait_for_bytes(self.clock.now(), &self.limits);
         if self.draining.is_on() {
             self.hasten(conn);
         }
-        Want::Read
     }
 
     /// Bytes came, or the outbox is empty now: answers as many requests as there are and fit.
@@ -333,10 +339,7 @@ impl Worker {
                 Want::Load(load)
             }
             (Ending::Not, None) => {
-                conn.wait_for_bytes(now, &self.limits);
-                if self.draining.is_on() {
-                    self.hasten(conn);
-                }
+                self.waits_for_bytes(conn);
                 Want::Read
             }
         }

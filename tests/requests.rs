@@ -6,10 +6,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
+use ringserve::serve::READ_MAX;
 use twox_hash::XxHash3_128;
 
 use crate::common::{
-    Client, End, Response, Server, Site, numbered_bytes, on_every_engine, request, serves_several,
+    Client, End, HUGE, Response, Server, Site, numbered_bytes, on_every_engine, request, serves_several,
 };
 
 mod common;
@@ -598,6 +599,38 @@ fn no_bytes_bring_the_server_down() {
             Ok(())
         };
         TestRunner::new(config).run(&vec(change, 1..6), mangle).unwrap();
+    });
+}
+
+/// What comes while an answer is stuck is asked behind it, and no byte of either is lost.
+#[test]
+fn who_goes_on_asking_while_nothing_fits_gets_all_answers_in_order() {
+    const ANSWER: usize = 7_000;
+    const REQUESTS: usize = HUGE / 2 / ANSWER;
+    let bytes = numbered_bytes(4 * ANSWER);
+    let at = |number: usize| number * 7 % (3 * ANSWER);
+    let asked = |number: usize, length: usize| {
+        let range = format!("Range: bytes={}-{}", at(number), at(number) + ANSWER - 1);
+        let rest = length.saturating_sub(request("GET", "/some.bin", &[&range, "Padding: "]).len());
+        request("GET", "/some.bin", &[&range, &format!("Padding: {}", "x".repeat(rest))]).into_bytes()
+    };
+    on_every_engine(|engine| {
+        let site = Site::with(&[("some.bin", &bytes)]);
+        let server = Server::start(engine, &site, &["--workers", "1"]);
+        // Each when the last has been answered; or two fill what is received at once, and the next two are
+        // there already when these are answered.
+        for (length, at_once, pause) in [(0, 1, 200), (READ_MAX / 2, 6, 2000)] {
+            let mut client = server.connect();
+            let requests: Vec<_> = (0..REQUESTS).map(|number| asked(number, length)).collect();
+            let pieces = requests.chunks(at_once).map(<[_]>::concat).collect();
+            client.send_pieces_aside(pieces, Duration::from_micros(pause));
+            // Until nothing fits.
+            std::thread::sleep(Duration::from_millis(600));
+            for number in 0..REQUESTS {
+                let body = client.response().body;
+                assert!(body == bytes[at(number)..][..ANSWER], "answer {number} of {at_once} at once");
+            }
+        }
     });
 }
 

@@ -160,6 +160,11 @@ impl Connection {
         !self.leftovers.is_empty()
     }
 
+    /// Whether the next thing is to hear from the client, once what is to be sent has been.
+    pub(crate) fn is_heard_next(&self) -> bool {
+        self.ending == Ending::Not && !self.has_leftovers()
+    }
+
     /// Holds bytes back for the next turn. `partial`: they are a head whose end has not come yet.
     pub(crate) fn hold(&mut self, bytes: Vec<u8>, partial: bool) {
         self.leftovers = bytes;

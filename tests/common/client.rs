@@ -100,8 +100,19 @@ impl Client {
 
     /// Sends from a thread of its own, for what is more than the buffers between client and server hold.
     pub fn send_aside(&self, bytes: Vec<u8>) {
+        self.send_pieces_aside(vec![bytes], Duration::ZERO);
+    }
+
+    /// The same for pieces, with a pause behind each.
+    pub fn send_pieces_aside(&self, pieces: Vec<Vec<u8>>, pause: Duration) {
         let mut stream = self.stream.try_clone().unwrap();
-        std::thread::spawn(move || drop(stream.write_all(&bytes)));
+        std::thread::spawn(move || {
+            pieces.iter().try_for_each(|piece| {
+                stream.write_all(piece)?;
+                std::thread::sleep(pause);
+                std::io::Result::Ok(())
+            })
+        });
     }
 
     /// Sends a request of HTTP/1.1 with the fields it must have and more.

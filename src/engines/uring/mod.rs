@@ -24,8 +24,10 @@
 mod accept;
 mod operation;
 pub(super) mod probe;
+mod receive;
 mod ring;
 mod send;
+mod timer;
 
 use std::collections::VecDeque;
 use std::io;
@@ -42,15 +44,17 @@ use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
 use crate::http::outbox::PIECE;
 use crate::http::{Connection, Outbox};
-use crate::serve::{READ_MAX, Want};
+use crate::serve::Want;
 use crate::shutdown::Phase;
 use crate::sys::Area;
 
 use self::accept::Acceptor;
 use self::operation::{Key, Mark, Operation};
 pub use self::probe::trials;
-use self::ring::{BUFFER_GROUP, BUFFERS, Completion, Ring};
+use self::receive::receive;
+use self::ring::{Completion, Ring};
 use self::send::{FileBuffers, Message};
+use self::timer::Timer;
 use super::resident::{Resident, is_cold, take_in_short_spans};
 use super::session::load_at_once;
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
@@ -79,11 +83,9 @@ const READ_AT_ONCE: usize = 64 * 1024;
 const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Receives in a row that find no buffer, for each client and buffer, until the buffers are believed to be
-/// gone. Where they are only lent, every turn of the loop gives some of them out.
-const UNSERVED_MAX: usize = 16;
-/// How often a draining thread looks whether it is to cut what is left.
-const CUT_CHECK: Duration = Duration::from_millis(100);
+/// Completions up to which a turn brings so little that its calls count for more than what a receive costs
+/// that finds nothing yet. In a longer one, who was sent an answer first has asked again by the end.
+const QUIET_MAX: usize = 4;
 
 fn run(seat: &mut Seat) -> io::Result<()> {
     let acceptor = Acceptor::new(seat.connections_max, seat.worker.wants_peers());
@@ -99,6 +101,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         connections: 0,
         generation: 0,
         deadlines: Deadlines::default(),
+        timer: Timer::default(),
         acceptor,
         loads: 0,
         loads_waiting: VecDeque::new(),
@@ -106,11 +109,13 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         spare: Vec::new(),
         unserved: 0,
         can_install: true,
+        presumed: Vec::new(),
         paused: Vec::new(),
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
         heavy: VecDeque::new(),
         has_turn: false,
+        is_quiet: false,
     };
     turn.run()
 }
@@ -122,7 +127,8 @@ struct Slot {
     generation: u32,
     /// When the live entry in the wheel comes up.
     entered: Tick,
-    /// What is in flight. `turn` is only called when nothing is.
+    /// What is in flight: one operation, or a short send and the receive behind it, whose name it then has.
+    /// `turn` is only called when nothing is.
     in_flight: Option<Operation>,
     /// The deadline has passed, and what is in flight is being cancelled.
     late: bool,
@@ -160,6 +166,10 @@ enum Task {
     FileWaiting,
     /// A send that is tried again after [`SEND_PAUSE`].
     SendPaused,
+    /// Not all was sent, but the receive that was to follow is in flight, and has to end first.
+    Unsent {
+        is_broken: bool,
+    },
     Message {
         _in_flight: Box<Message>,
     },
@@ -174,6 +184,7 @@ struct Loop<'a> {
     /// Of the youngest connection.
     generation: u32,
     deadlines: Deadlines<Key>,
+    timer: Timer,
     acceptor: Acceptor,
     loads: usize,
     loads_waiting: VecDeque<Key>,
@@ -184,6 +195,8 @@ struct Loop<'a> {
     unserved: usize,
     /// Whether the kernel can install descriptors (Linux 6.8), as far as is known.
     can_install: bool,
+    /// Who has been sent so many bytes since the last wait, and a receive submitted behind them.
+    presumed: Vec<(Key, usize)>,
     /// Sends to be tried again, and when.
     paused: Vec<Key>,
     paused_until: Tick,
@@ -192,6 +205,8 @@ struct Loop<'a> {
     heavy: VecDeque<Completion>,
     /// Whether it is one of these that is being dealt with.
     has_turn: bool,
+    /// Whether this turn brings little.
+    is_quiet: bool,
 }
 
 impl Loop<'_> {
@@ -202,8 +217,11 @@ impl Loop<'_> {
             let mut completions = std::mem::take(&mut self.completions);
             self.ring.count_into(&mut self.seat.worker.tally);
             calls::publish(&mut self.seat.worker);
-            self.ring.wait(self.timeout(), &mut completions)?;
+            self.set_timer()?;
+            self.ring.wait((!self.heavy.is_empty()).then_some(Duration::ZERO), &mut completions)?;
             self.seat.worker.clock.read();
+            self.settle(&completions);
+            self.is_quiet = completions.len() <= QUIET_MAX;
             let mut light = 0;
             for completion in completions.drain(..) {
                 if self.is_heavy(&completion) {
@@ -249,24 +267,12 @@ impl Loop<'_> {
         }
     }
 
-    /// How long to sleep: until the next deadline, or for ever.
-    fn timeout(&self) -> Option<Duration> {
-        if !self.heavy.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let now = self.seat.worker.clock.now();
-        let deadline = self.deadlines.next().map(|next| now.until(next));
-        let pause = self.acceptor.paused_until().map(|until| now.until(until));
-        let check = self.seat.worker.is_draining().then_some(CUT_CHECK);
-        let resend = (!self.paused.is_empty()).then(|| now.until(self.paused_until));
-        [deadline, pause, check, resend].into_iter().flatten().min()
-    }
-
     fn complete(&mut self, completion: Completion) -> io::Result<()> {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
             Operation::Cancel => return Ok(()),
             Operation::Signal => return self.drain(),
+            Operation::Timer => return self.timer.ended(completion.result),
             Operation::Accept => return self.accepted(key.index, completion),
             _ => {}
         }
@@ -275,6 +281,9 @@ impl Loop<'_> {
             debug_assert_eq!(operation, Operation::Close, "a completion for a dead slot, {key:?}");
             return Ok(());
         };
+        if operation == Operation::Send && slot.in_flight == Some(Operation::Receive) {
+            return self.sent_too_little(key, completion.result);
+        }
         debug_assert_eq!(slot.in_flight, Some(operation));
         slot.in_flight = None;
         let late = std::mem::take(&mut slot.late);
@@ -314,7 +323,9 @@ impl Loop<'_> {
                 self.acceptor.connection_ended();
                 Ok(())
             }
-            Operation::Cancel | Operation::Signal | Operation::Accept => unreachable!("dealt with above"),
+            Operation::Cancel | Operation::Signal | Operation::Timer | Operation::Accept => {
+                unreachable!("dealt with above")
+            }
         }
     }
 
@@ -325,17 +336,8 @@ impl Loop<'_> {
         self.deadlines.cover(key, slot.conn.deadline(), now, &mut slot.entered);
         match want {
             Want::Read => {
-                // Idle, it holds no memory.
-                debug_assert!(slot.outbox.is_empty());
-                let outbox = std::mem::take(&mut slot.outbox);
-                if self.spare.len() < SPARE_MAX {
-                    self.spare.push(outbox);
-                }
-                let entry = opcode::Recv::new(Fixed(key.index), std::ptr::null_mut(), READ_MAX as u32)
-                    .buf_group(BUFFER_GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT);
-                self.submit(key, Operation::Receive, entry)
+                take_back(&mut slot.outbox, &mut self.spare);
+                self.submit(key, Operation::Receive, receive(key))
             }
             Want::Send { then_close } => {
                 slot.then_close = then_close;
@@ -379,47 +381,10 @@ impl Loop<'_> {
         let entry = entry.user_data(Mark { operation, key }.into());
         // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
         // and thus in place; or it is a byte that is never freed, nor read by anybody. Neither is touched nor
-        // dropped while `in_flight` is set: `turn` and the task's next step only come with the completion,
+        // dropped while `in_flight` is set, but by `settle`, when that one has ended: `turn` and the task's next step only come with the completion,
         // and a slot is only freed by the completion of its close, when nothing of it is in flight. If the
         // loop ends before that, its drop leaks them. Receive buffers belong to the ring.
         unsafe { self.ring.push(&entry) }
-    }
-
-    fn received(&mut self, key: Key, completion: Completion, late: bool) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        slot.outbox = self.spare.pop().unwrap_or_default();
-        let worker = &mut self.seat.worker;
-        let buffer = cqueue::buffer_select(completion.flags);
-        if buffer.is_some() {
-            self.unserved = 0;
-        } else if completion.result == -libc::ENOBUFS {
-            self.unserved += 1;
-            if self.unserved > UNSERVED_MAX * (self.connections + usize::from(BUFFERS)) {
-                return Err(io::Error::other("its receive buffers are gone"));
-            }
-        }
-        let want = match completion.result {
-            0 => worker.ended(&mut slot.conn, &mut slot.outbox),
-            n @ 1.. => {
-                let id = buffer.expect("bytes come in a buffer");
-                worker.turn(&mut slot.conn, self.ring.buffer(id, n as usize), &mut slot.outbox)
-            }
-            error if late && error == -libc::ECANCELED => worker.late(&mut slot.conn, &mut slot.outbox),
-            // All buffers are lent at this moment; by the next submission they are back.
-            error if matches!(-error, libc::ENOBUFS | libc::EINTR | libc::EAGAIN) => Want::Read,
-            _ => Want::Close,
-        };
-        if let Some(id) = buffer {
-            self.ring.give_back(id);
-        }
-        // A flood is always quicker than a cancellation.
-        let want = match want {
-            Want::Read if late && slot.conn.deadline() <= worker.clock.now() => {
-                worker.late(&mut slot.conn, &mut slot.outbox)
-            }
-            want => want,
-        };
-        self.carry_out(key, want)
     }
 
     /// Submits the next step of a load; goes on with its connection when there is none.
@@ -681,6 +646,15 @@ impl Drop for Loop<'_> {
             self.acceptor.leak_addresses();
             std::mem::forget(std::mem::take(&mut self.slots));
         }
+    }
+}
+
+/// Takes an empty outbox from a connection: idle, it holds no memory.
+fn take_back(outbox: &mut Outbox, spare: &mut Vec<Outbox>) {
+    debug_assert!(outbox.is_empty());
+    let outbox = std::mem::take(outbox);
+    if spare.len() < SPARE_MAX {
+        spare.push(outbox);
     }
 }
 

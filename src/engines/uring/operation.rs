@@ -40,12 +40,14 @@ pub enum Operation {
     Accept,
     /// Waiting for the server's shutdown.
     Signal,
-    /// Cancelling another; its own result is of no interest.
+    /// Waiting for a moment.
+    Timer,
+    /// Cancelling or changing another; its own result is of no interest.
     Cancel,
 }
 
 impl Operation {
-    const ALL: [Operation; 18] = [
+    const ALL: [Operation; 19] = [
         Operation::Receive,
         Operation::Send,
         Operation::FileFetch,
@@ -63,6 +65,7 @@ impl Operation {
         Operation::Close,
         Operation::Accept,
         Operation::Signal,
+        Operation::Timer,
         Operation::Cancel,
     ];
 }

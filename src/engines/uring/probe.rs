@@ -9,7 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{DestinationSlot, Fd, Fixed, OpenHow};
+use io_uring::types::{DestinationSlot, Fd, Fixed, OpenHow, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use socket2::{Domain, Socket, Type};
 
@@ -23,6 +23,8 @@ use super::send;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Direct descriptors of the ring it is tried on; the last is not given out by the kernel before the others.
 const FILES: u32 = 4;
+/// Of the timeout that is tried.
+static AT_ONCE: Timespec = Timespec::new();
 
 /// What the engine does without where it must: the step, the Linux that has it, and what is lost without it.
 const EXTRAS: [(&str, &str, &str); 8] = [
@@ -165,6 +167,10 @@ impl Probe {
         drop(unsafe { Box::from_raw(memory) });
         self.try_one("a shutdown", &opcode::Shutdown::new(socket, libc::SHUT_WR).build())?;
         self.try_one("a close of a direct descriptor", &opcode::Close::new(first).build())?;
+        match self.try_one("a timeout", &opcode::Timeout::new(&raw const AT_ONCE).build()) {
+            Err(Refused { step, error }) if error.raw_os_error() == Some(libc::ETIME) => self.done.push(step),
+            result => result.map(drop)?,
+        }
         // Of the multishot accept, which is still in flight.
         self.try_one("a cancellation", &opcode::AsyncCancel::new(OTHERS).build())?;
         Ok(())

@@ -178,24 +178,39 @@ impl Ring {
         }
     }
 
-    /// Submits what is queued, then waits for a completion, or until the time is over. Takes all completions
-    /// out.
+    /// Submits all that is queued, then waits for a completion, or until the time is over. Takes all
+    /// completions out: of what the kernel ends in its submission none is still to come.
     pub fn wait(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
         into.append(&mut self.early);
-        self.enter(if into.is_empty() { timeout } else { Some(Duration::ZERO) }, into)
+        self.enter(if into.is_empty() { timeout } else { Some(Duration::ZERO) }, into)?;
+        while self.is_behind() {
+            self.enter(Some(Duration::ZERO), into)?;
+        }
+        Ok(())
+    }
+
+    /// Whether something is still queued, or the kernel has completions for which there was no room.
+    fn is_behind(&mut self) -> bool {
+        let queue = self.uring.submission();
+        !queue.is_empty() || queue.cq_overflow()
     }
 
     fn enter(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
         let queued = self.uring.submission().len() as u32;
         let submitter = self.uring.submitter();
+        let flags = self.enter_flags;
         let result = match timeout {
             // SAFETY: what is queued was pushed, so its memory is valid; there is no argument.
-            None => unsafe { submitter.enter::<libc::sigset_t>(queued, 1, self.enter_flags.bits(), None) },
+            None => unsafe { submitter.enter::<libc::sigset_t>(queued, 1, flags.bits(), None) },
+            // SAFETY: as above. Nothing is waited for, so there is no time to be told.
+            Some(Duration::ZERO) => unsafe {
+                submitter.enter::<libc::sigset_t>(queued, 0, flags.bits(), None)
+            },
             Some(timeout) => {
                 let time = Timespec::from(timeout);
-                let flags = (self.enter_flags | EnterFlags::EXT_ARG).bits();
+                let flags = flags | EnterFlags::EXT_ARG;
                 // SAFETY: as above; the argument is of the type that EXT_ARG says, and lives across the call.
-                unsafe { submitter.enter(queued, 1, flags, Some(&SubmitArgs::new().timespec(&time))) }
+                unsafe { submitter.enter(queued, 1, flags.bits(), Some(&SubmitArgs::new().timespec(&time))) }
             }
         };
         self.entered(&result);

@@ -38,6 +38,8 @@ const FILE_BUFFER: usize = 64 * 1024;
 const INSTALL_MIN: u64 = 16 * 1024;
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
+/// What is no longer an empty socket takes at once, as a rule: so much it may hold by net.ipv4.tcp_wmem.
+const SHORT_MAX: usize = 16 * 1024;
 /// Slices of one message.
 const SLICES: usize = 8;
 
@@ -48,16 +50,24 @@ impl Loop<'_> {
         let socket = Fixed(key.index);
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
-            Chunk::Memory { slices: 1, more } => {
-                let len = slices[0].len() as u32;
-                let entry = opcode::Send::new(socket, slices[0].as_ptr(), len).flags(send_flags(more));
-                (Operation::Send, entry.build())
-            }
             Chunk::Memory { slices: count, more } => {
-                let message = Message::new(&slices[..count]);
-                let entry = opcode::SendMsg::new(socket, &raw const message.header);
-                slot.task = Task::Message { _in_flight: message };
-                (Operation::Send, entry.flags(send_flags(more) as u32).build())
+                let slices = &slices[..count];
+                let len = slices.iter().map(|slice| slice.len()).sum();
+                // As long as few have something to do, it is worth a receive that finds nothing yet.
+                let is_last = self.is_quiet && !more && len <= SHORT_MAX && slot.conn.is_heard_next();
+                let flags = send_flags(more) | if is_last { libc::MSG_WAITALL } else { 0 };
+                let entry = if let [slice] = slices {
+                    opcode::Send::new(socket, slice.as_ptr(), slice.len() as u32).flags(flags).build()
+                } else {
+                    let message = Message::new(slices);
+                    let entry = opcode::SendMsg::new(socket, &raw const message.header).flags(flags as u32);
+                    slot.task = Task::Message { _in_flight: message };
+                    entry.build()
+                };
+                if is_last {
+                    return self.send_and_receive(key, entry, len);
+                }
+                (Operation::Send, entry)
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { file, len, .. }
@@ -263,7 +273,7 @@ impl Loop<'_> {
         }
     }
 
-    fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
+    pub(super) fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
     }
