@@ -381,9 +381,10 @@ impl Loop<'_> {
         let entry = entry.user_data(Mark { operation, key }.into());
         // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
         // and thus in place; or it is a byte that is never freed, nor read by anybody. Neither is touched nor
-        // dropped while `in_flight` is set, but by `settle`, when that one has ended: `turn` and the task's next step only come with the completion,
-        // and a slot is only freed by the completion of its close, when nothing of it is in flight. If the
-        // loop ends before that, its drop leaks them. Receive buffers belong to the ring.
+        // dropped while `in_flight` is set, but by `settle`, when the send is done: `turn` and the task's
+        // next step only come with the completion, and a slot is only freed by the completion of its close,
+        // when nothing of it is in flight. If the loop ends before that, its drop leaks them. Receive buffers
+        // belong to the ring.
         unsafe { self.ring.push(&entry) }
     }
 
