@@ -133,6 +133,45 @@ fn who_takes_nothing_of_the_answer_is_given_up() {
     });
 }
 
+/// Bytes between a server at that port and its clients, in either direction (proc_net(5)).
+fn on_their_way(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let end = format!(":{port:04X}");
+    let queues = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // What counts for a listener (0A) is clients.
+    let queues = queues.filter(|row| row[3] != "0A" && (row[1].ends_with(&end) || row[2].ends_with(&end)));
+    let size = |queue| usize::from_str_radix(queue, 16).unwrap();
+    queues.map(|row| row[4].split_once(':').map_or(0, |(sends, receives)| size(sends) + size(receives))).sum()
+}
+
+/// Each answer is short and fits at once, but for the last: who leaves that one is given up like anybody,
+/// though the server may have looked forward to the next request.
+#[test]
+fn who_takes_nothing_of_many_short_answers_is_given_up() {
+    on_every_engine(|engine| {
+        let site = site();
+        site.write("short.bin", numbered_bytes(15_000));
+        let args = ["--send-timeout", LIMIT, "--max-connections", "1", "--workers", "1"];
+        let server = Server::start(engine, &site, &args);
+        for has_finished in [false, true] {
+            let mut stalled = Client::connect_narrow(server.port);
+            let mut answer = None;
+            for number in 1.. {
+                stalled.request("GET", "/short.bin", &[]);
+                std::thread::sleep(Duration::from_millis(50));
+                let there = on_their_way(server.port);
+                if there < number * *answer.get_or_insert(there) {
+                    break;
+                }
+            }
+            if has_finished {
+                stalled.finish_sending();
+            }
+            assert_eq!(server.get("/b.txt").text(), "beta\n");
+        }
+    });
+}
+
 #[test]
 fn who_takes_little_by_little_is_served_to_the_end() {
     on_every_engine(|engine| {

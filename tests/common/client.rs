@@ -10,6 +10,8 @@ use super::PATIENCE;
 
 /// Room for bytes that a client which does not read leaves to the kernel.
 const SMALL_BUFFER: usize = 16 * 1024;
+/// Bytes of a packet that is one of many.
+const SMALL_PACKET: u32 = 536;
 
 /// One connection to a server.
 pub struct Client {
@@ -68,6 +70,15 @@ impl Client {
     pub fn connect_slow(port: u16) -> Client {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
+        Client::of(socket.into())
+    }
+
+    /// The same with small packets, too, upon which the server's side has little room either.
+    pub fn connect_narrow(port: u16) -> Client {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
+        socket.set_tcp_mss(SMALL_PACKET).unwrap();
         socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
         Client::of(socket.into())
     }

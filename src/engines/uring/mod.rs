@@ -238,8 +238,8 @@ impl Loop<'_> {
                 self.complete(completion)?;
             }
             self.has_turn = false;
-            self.wake_waiting()?;
             self.expire()?;
+            self.wake_waiting()?;
             if self.acceptor.is_due(self.seat.worker.clock.now()) {
                 self.arm_acceptor()?;
             }
@@ -342,6 +342,10 @@ impl Loop<'_> {
             Want::Send { then_close } => {
                 slot.then_close = then_close;
                 take_in_short_spans(&mut slot.outbox);
+                // As long as few have something to do, it is worth a receive that finds nothing yet.
+                if self.is_quiet && self.presumed.len() < QUIET_MAX && self.send_and_receive(key)? {
+                    return Ok(());
+                }
                 self.send(key)
             }
             Want::Load(mut load) if self.loads >= self.seat.loads_max => {
@@ -515,7 +519,7 @@ impl Loop<'_> {
                 }
                 self.deadlines.cover(key, now.after(LOOK_AGAIN), now, &mut slot.entered);
                 match slot.in_flight {
-                    Some(operation @ (Operation::Receive | Operation::Send | Operation::Writable)) => {
+                    Some(operation @ (Operation::Receive | Operation::Writable)) => {
                         slot.late = true;
                         self.cancel(Mark { operation, key })?;
                     }

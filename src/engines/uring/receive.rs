@@ -22,30 +22,41 @@ use super::{Loop, Task, slot, take_back};
 const UNSERVED_MAX: usize = 16;
 
 impl Loop<'_> {
-    /// Submits a send of the whole outbox, `len` bytes of memory, and behind it the receive that follows.
-    pub(super) fn send_and_receive(&mut self, key: Key, entry: squeue::Entry, len: usize) -> io::Result<()> {
-        self.submit(key, Operation::Send, entry.flags(squeue::Flags::SKIP_SUCCESS))?;
+    /// Submits the receive that follows a send of the whole outbox, `len` bytes, which was just submitted.
+    pub(super) fn receive_behind(&mut self, key: Key, len: usize) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let worker = &self.seat.worker;
         worker.waits_for_bytes(&mut slot.conn);
         self.deadlines.cover(key, slot.conn.deadline(), worker.clock.now(), &mut slot.entered);
         self.presumed.push((key, len));
-        // The outbox is not touched before the wait that submits both, as `settle` comes first behind it.
+        // The outbox stays as it is until `settle`.
         slot.in_flight = None;
         self.submit(key, Operation::Receive, receive(key))
     }
 
     /// To be called behind each wait: of whose send there is no completion, all has been sent.
     pub(super) fn settle(&mut self, completions: &[Completion]) {
-        for (key, len) in self.presumed.drain(..) {
-            let mark = u64::from(Mark { operation: Operation::Send, key });
-            if completions.iter().all(|completion| completion.user_data != mark) {
-                let slot = slot(&mut self.slots, key);
-                slot.task = Task::None;
-                slot.outbox.sent(len as u64);
-                take_back(&mut slot.outbox, &mut self.spare);
+        let Loop { presumed, slots, spare, ring, .. } = self;
+        // A completion may be missing where something has not been submitted yet, or not come through; but
+        // not if that of the receive is there.
+        let is_behind = !presumed.is_empty() && ring.is_behind();
+        presumed.retain(|&(key, len)| {
+            let has_ended = |operation| {
+                let mark = u64::from(Mark { operation, key });
+                completions.iter().any(|completion| completion.user_data == mark)
+            };
+            if has_ended(Operation::Send) {
+                return false;
             }
-        }
+            if is_behind && !has_ended(Operation::Receive) {
+                return true;
+            }
+            let slot = slot(slots, key);
+            slot.task = Task::None;
+            slot.outbox.sent(len as u64);
+            take_back(&mut slot.outbox, spare);
+            false
+        });
     }
 
     /// Not all was sent, or nothing: the receive behind it has come too early, and is cancelled.

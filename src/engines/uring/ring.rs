@@ -178,19 +178,16 @@ impl Ring {
         }
     }
 
-    /// Submits all that is queued, then waits for a completion, or until the time is over. Takes all
-    /// completions out: of what the kernel ends in its submission none is still to come.
+    /// Submits what is queued, then waits for a completion, or until the time is over. Takes all completions
+    /// out.
     pub fn wait(&mut self, timeout: Option<Duration>, into: &mut Vec<Completion>) -> io::Result<()> {
         into.append(&mut self.early);
-        self.enter(if into.is_empty() { timeout } else { Some(Duration::ZERO) }, into)?;
-        while self.is_behind() {
-            self.enter(Some(Duration::ZERO), into)?;
-        }
-        Ok(())
+        self.enter(if into.is_empty() { timeout } else { Some(Duration::ZERO) }, into)
     }
 
-    /// Whether something is still queued, or the kernel has completions for which there was no room.
-    fn is_behind(&mut self) -> bool {
+    /// Whether something is still queued after a wait, or the kernel has completions for which there was no
+    /// room.
+    pub fn is_behind(&mut self) -> bool {
         let queue = self.uring.submission();
         !queue.is_empty() || queue.cq_overflow()
     }

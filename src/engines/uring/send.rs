@@ -51,22 +51,7 @@ impl Loop<'_> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: count, more } => {
-                let slices = &slices[..count];
-                let len = slices.iter().map(|slice| slice.len()).sum();
-                // As long as few have something to do, it is worth a receive that finds nothing yet.
-                let is_last = self.is_quiet && !more && len <= SHORT_MAX && slot.conn.is_heard_next();
-                let flags = send_flags(more) | if is_last { libc::MSG_WAITALL } else { 0 };
-                let entry = if let [slice] = slices {
-                    opcode::Send::new(socket, slice.as_ptr(), slice.len() as u32).flags(flags).build()
-                } else {
-                    let message = Message::new(slices);
-                    let entry = opcode::SendMsg::new(socket, &raw const message.header).flags(flags as u32);
-                    slot.task = Task::Message { _in_flight: message };
-                    entry.build()
-                };
-                if is_last {
-                    return self.send_and_receive(key, entry, len);
-                }
+                let entry = memory(socket, &slices[..count], send_flags(more), &mut slot.task);
                 (Operation::Send, entry)
             }
             // What is in memory goes straight from there to the socket, without being copied.
@@ -120,6 +105,26 @@ impl Loop<'_> {
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
         };
         self.submit(key, operation, entry)
+    }
+
+    /// Submits the whole outbox, if that is memory and short, and the receive that follows. Says whether.
+    pub(super) fn send_and_receive(&mut self, key: Key) -> io::Result<bool> {
+        let slot = slot(&mut self.slots, key);
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let Chunk::Memory { slices: count, more: false } = slot.outbox.front(&mut slices) else {
+            return Ok(false);
+        };
+        let slices = &slices[..count];
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        if len > SHORT_MAX || !slot.conn.is_heard_next() {
+            return Ok(false);
+        }
+        // With WAITALL it has failed where it has not sent all, and only then there is a completion.
+        let flags = send_flags(false) | libc::MSG_WAITALL;
+        let entry = memory(Fixed(key.index), slices, flags, &mut slot.task);
+        self.submit(key, Operation::Send, entry.flags(squeue::Flags::SKIP_SUCCESS))?;
+        self.receive_behind(key, len)?;
+        Ok(true)
     }
 
     pub(super) fn installed(&mut self, key: Key, result: i32) -> io::Result<()> {
@@ -302,6 +307,17 @@ pub(super) fn abandon(socket: Fixed) -> squeue::Entry {
 /// and then tie up a kernel thread.
 fn send_flags(more: bool) -> i32 {
     libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 }
+}
+
+/// Sends slices of memory. Several are a message, which the task is to hold.
+fn memory(socket: Fixed, slices: &[IoSlice], flags: i32, task: &mut Task) -> squeue::Entry {
+    if let [slice] = slices {
+        return opcode::Send::new(socket, slice.as_ptr(), slice.len() as u32).flags(flags).build();
+    }
+    let message = Message::new(slices);
+    let entry = opcode::SendMsg::new(socket, &raw const message.header).flags(flags as u32);
+    *task = Task::Message { _in_flight: message };
+    entry.build()
 }
 
 /// A message of several slices, which must stay in place while it is in flight.

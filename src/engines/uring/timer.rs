@@ -55,7 +55,7 @@ impl Loop<'_> {
             return Ok(());
         };
         let is_set = std::mem::replace(&mut self.timer.at, next) != Tick::NEVER;
-        *self.timer.time = now.until(next).into();
+        *self.timer.time = Tick::now().until(next).into();
         let time = &raw const *self.timer.time;
         let entry = if is_set {
             // Where it has ended at this moment, its completion has the next one set.
