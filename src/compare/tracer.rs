@@ -76,13 +76,15 @@ impl Tracer {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             let has_ended = tracer.child.try_wait().is_ok_and(|status| status.is_some());
-            let complaint = fs::read_to_string(&complaints).unwrap_or_default();
-            if let Some(line) = complaint.lines().next() {
-                let line = line.strip_prefix("strace: ").unwrap_or(line);
-                return Err(format!("strace may not look on ({line})"));
-            }
+            // It also complains of what it can do without, and goes on.
             if has_ended {
-                return Err("strace ended before it had begun".to_owned());
+                let complaint = fs::read_to_string(&complaints).unwrap_or_default();
+                return Err(complaint.lines().next().map_or_else(
+                    || "strace ended before it had begun".to_owned(),
+                    |line| {
+                        format!("strace may not look on ({})", line.strip_prefix("strace: ").unwrap_or(line))
+                    },
+                ));
             }
             if ids.iter().all(|&id| is_traced_by(own, id)) {
                 return Ok(tracer);
