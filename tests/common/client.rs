@@ -68,25 +68,27 @@ impl Client {
 
     /// Connects with little room for bytes that are not read, so that a sender is stopped early.
     pub fn connect_slow(port: u16) -> Client {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
-        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
-        Client::of(socket.into())
+        Client::connect_after(port, |socket| socket.set_recv_buffer_size(SMALL_BUFFER))
     }
 
     /// The same with small packets, too, upon which the server's side has little room either.
     pub fn connect_narrow(port: u16) -> Client {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
-        socket.set_tcp_mss(SMALL_PACKET).unwrap();
-        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
-        Client::of(socket.into())
+        Client::connect_after(port, |socket| {
+            socket.set_recv_buffer_size(SMALL_BUFFER)?;
+            socket.set_tcp_mss(SMALL_PACKET)
+        })
     }
 
     /// Connects from another address of the loopback network.
     pub fn connect_from(address: [u8; 4], port: u16) -> Client {
+        Client::connect_after(port, |socket| {
+            socket.bind(&SocketAddr::from((IpAddr::from(address), 0)).into())
+        })
+    }
+
+    fn connect_after(port: u16, prepare: impl FnOnce(&Socket) -> std::io::Result<()>) -> Client {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from((IpAddr::from(address), 0)).into()).unwrap();
+        prepare(&socket).unwrap();
         socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
         Client::of(socket.into())
     }
