@@ -74,6 +74,40 @@ fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
     });
 }
 
+/// A disk is given so much at once and no more; who leaves meanwhile must not take his place with him.
+#[test]
+fn more_clients_than_a_disk_is_given_at_once_all_get_their_files() {
+    const FILES: usize = 12;
+    let bytes = numbered_bytes((3 << 20) + FILES * 8);
+    let content = |file: usize| &bytes[file * 8..][..3 << 20];
+    on_every_engine(|engine| {
+        if !serves_several(engine) {
+            return;
+        }
+        let names: Vec<_> = (0..FILES).map(|number| format!("{number}.bin")).collect();
+        let files: Vec<_> =
+            names.iter().enumerate().map(|(number, name)| (&**name, content(number))).collect();
+        let site = Site::with(&files);
+        let server = Server::start(engine, &site, &["--cache-file-max", "64KiB"]);
+        for stays in [false, false, true] {
+            for name in &names {
+                chill(&site, name);
+            }
+            let clients: Vec<_> = (0..60)
+                .map(|number| {
+                    let mut client = server.connect();
+                    client.request("GET", &format!("/{}", names[number % FILES]), &[]);
+                    client
+                })
+                .collect();
+            assert_eq!(server.get("/none").status, 404, "nobody else is held up");
+            for (number, mut client) in clients.into_iter().enumerate().filter(|_| stays) {
+                assert!(client.response().body == content(number % FILES), "client {number}");
+            }
+        }
+    });
+}
+
 /// A client that has ended its own side cannot be waited for like others: poll(2) always has news of it.
 /// Whether the process has a file open that lies there.
 fn holds(process: Pid, path: &Path) -> bool {

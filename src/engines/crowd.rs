@@ -234,6 +234,7 @@ impl<'a, W: Watch> Crowd<'a, W> {
         let mut session = Session::new(socket, Connection::new(peer), worker);
         // Most clients have sent their request by now. Who asks for one thing only is served and gone before
         // he was ever registered.
+        self.desk.may_begin = self.helpers.have_room();
         let wait = session.advance(worker, &mut self.desk);
         if wait == Wait::Over {
             return;
@@ -338,6 +339,7 @@ impl<'a, W: Watch> Crowd<'a, W> {
         if slot.generation != key.generation {
             return;
         }
+        self.desk.may_begin = self.helpers.have_room();
         let wait = slot.session.advance(&mut self.seat.worker, &mut self.desk);
         let before = std::mem::replace(&mut slot.wait, wait);
         if wait == Wait::Over || self.watch.waiting(key, slot.session.as_fd(), wait, Some(before)).is_err() {

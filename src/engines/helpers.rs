@@ -22,7 +22,10 @@ use super::calls::{self, counted, openat2, pread, read, write};
 use super::resident::{is_cold, present};
 
 /// Threads of one loop. More would queue at the disk instead of here.
-const THREADS_MAX: usize = 16;
+const THREADS_MAX: usize = 20;
+/// Threads that may have the same kind of job at once, so that a small file does not wait behind all of the
+/// large ones, nor these behind ever more of the small.
+const ALIKE_MAX: usize = 16;
 /// Helpers stand behind the loop where both want the core: what is in memory is not to wait for what is not.
 const NICENESS: i32 = 15;
 /// And they leave the core to it after so many nanoseconds, the least that can be asked for.
@@ -50,7 +53,31 @@ pub enum Done {
     Read(Arc<Source>, u64, u64),
 }
 
+/// Which of the two, for a job and for what came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Less to do, as a rule, and so it comes first.
+    Load,
+    Read,
+}
+
+impl Done {
+    fn kind(&self) -> Kind {
+        match self {
+            Done::Loaded(_) => Kind::Load,
+            Done::Read(..) => Kind::Read,
+        }
+    }
+}
+
 impl Job {
+    fn kind(&self) -> Kind {
+        match self {
+            Job::Load(_) => Kind::Load,
+            Job::Read(..) => Kind::Read,
+        }
+    }
+
     /// Does it on this thread.
     pub fn run(self) -> Done {
         match self {
@@ -120,11 +147,11 @@ fn fetch(file: &Source, at: u64, len: u64) {
 #[derive(Debug)]
 pub struct Helpers<K> {
     shared: Arc<Shared<K>>,
-    /// Jobs that are under way or wait for a thread before loads are put off.
-    jobs_max: usize,
+    /// Loads that are under way or wait for a thread before others are put off.
+    loads_max: usize,
     threads: usize,
-    /// Jobs that were handed over and not taken back.
-    away: usize,
+    /// Jobs of each [`Kind`] that were handed over and not taken back.
+    away: [usize; 2],
 }
 
 #[derive(Debug)]
@@ -146,29 +173,55 @@ struct Finished<K> {
 
 #[derive(Debug)]
 struct Queue<K> {
-    jobs: VecDeque<(K, Job)>,
+    /// Of each [`Kind`].
+    lanes: [Lane<K>; 2],
     /// Threads that wait for a job.
     idle: usize,
     closed: bool,
 }
 
+#[derive(Debug)]
+struct Lane<K> {
+    waiting: VecDeque<(K, Job)>,
+    /// Threads that are busy with one.
+    busy: usize,
+}
+
+impl<K> Queue<K> {
+    fn new() -> Queue<K> {
+        let lanes = [(); 2].map(|()| Lane { waiting: VecDeque::new(), busy: 0 });
+        Queue { lanes, idle: 0, closed: false }
+    }
+
+    fn waiting(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.waiting.len()).sum()
+    }
+
+    /// Takes out the job to be done next, if any may be begun.
+    fn next(&mut self) -> Option<(K, Job)> {
+        let lane = self.lanes.iter_mut().find(|lane| !lane.waiting.is_empty() && lane.busy < ALIKE_MAX)?;
+        lane.busy += 1;
+        lane.waiting.pop_front()
+    }
+}
+
 impl<K: Send + 'static> Helpers<K> {
     /// No thread yet: they are made as they are needed.
-    pub fn new(jobs_max: usize) -> io::Result<Helpers<K>> {
+    pub fn new(loads_max: usize) -> io::Result<Helpers<K>> {
         let shared = Shared {
-            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
+            queue: Mutex::new(Queue::new()),
             news: Condvar::new(),
             finished: Mutex::new(Finished { jobs: Vec::new(), calls: 0 }),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         };
-        Ok(Helpers { shared: Arc::new(shared), jobs_max, threads: 0, away: 0 })
+        Ok(Helpers { shared: Arc::new(shared), loads_max, threads: 0, away: [0; 2] })
     }
 
     /// Hands a job over. Where no thread can be made it is done here and now.
     pub fn submit(&mut self, key: K, job: Job) {
-        self.away += 1;
+        self.away[job.kind() as usize] += 1;
         let mut queue = lock(&self.shared.queue);
-        if queue.idle <= queue.jobs.len() && self.threads < THREADS_MAX {
+        if queue.idle <= queue.waiting() && self.threads < THREADS_MAX {
             let shared = self.shared.clone();
             let made = thread::Builder::new().name("helper".into()).spawn(move || shared.work());
             self.threads += usize::from(made.is_ok());
@@ -178,18 +231,23 @@ impl<K: Send + 'static> Helpers<K> {
             self.shared.report(key, job.run());
             return;
         }
-        queue.jobs.push_back((key, job));
+        queue.lanes[job.kind() as usize].waiting.push_back((key, job));
         self.shared.news.notify_one();
     }
 
     /// Whether a load should wait until others are done.
     pub fn are_busy(&self) -> bool {
-        self.away >= self.jobs_max
+        self.away[Kind::Load as usize] >= self.loads_max
+    }
+
+    /// Whether a job that is handed over now would be begun at once.
+    pub fn have_room(&self) -> bool {
+        self.away.iter().sum::<usize>() < THREADS_MAX
     }
 
     /// Whether anything was handed over that was not taken out.
     pub fn are_at_work(&self) -> bool {
-        self.away > 0
+        self.away != [0; 2]
     }
 
     /// Takes out what is done.
@@ -199,7 +257,10 @@ impl<K: Send + 'static> Helpers<K> {
         let mut finished = lock(&self.shared.finished);
         calls::add(std::mem::take(&mut finished.calls));
         let jobs = std::mem::take(&mut finished.jobs);
-        self.away -= jobs.len();
+        drop(finished);
+        for (_, done) in &jobs {
+            self.away[done.kind() as usize] -= 1;
+        }
         jobs
     }
 }
@@ -221,18 +282,24 @@ impl<K> Drop for Helpers<K> {
 impl<K> Shared<K> {
     fn work(&self) {
         stand_back();
-        while let Some((key, job)) = self.next() {
+        let mut done = None;
+        while let Some((key, job)) = self.next(done) {
+            done = Some(job.kind());
             self.report(key, job.run());
         }
     }
 
-    fn next(&self) -> Option<(K, Job)> {
+    /// Waits for the job to be done next, behind the one that is done.
+    fn next(&self, done: Option<Kind>) -> Option<(K, Job)> {
         let mut queue = lock(&self.queue);
+        if let Some(kind) = done {
+            queue.lanes[kind as usize].busy -= 1;
+        }
         loop {
             if queue.closed {
                 return None;
             }
-            if let Some(job) = queue.jobs.pop_front() {
+            if let Some(job) = queue.next() {
                 return Some(job);
             }
             queue.idle += 1;
@@ -289,7 +356,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::engines::resident::tests::cold_file;
-    use crate::http::Ledger;
+    use crate::engines::session::tests::worker;
+    use crate::http::{Connection, Ledger, Outbox};
+    use crate::serve::Want;
     use rustix::event::{PollFd, PollFlags, poll};
     use std::fs::File;
 
@@ -321,6 +390,55 @@ mod tests {
         assert!(seen.into_iter().eq(0..100));
         assert!(helpers.take_done().is_empty());
         assert!(helpers.threads <= THREADS_MAX);
+    }
+
+    #[test]
+    fn spans_leave_threads_for_loads_and_loads_come_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = worker(folder.path());
+        let mut load = || {
+            let mut conn = Connection::new(None);
+            worker.accepted(&mut conn);
+            let head = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+            let want = worker.turn(&mut conn, head, &mut Outbox::default());
+            let Want::Load(load) = want else { panic!("it is not known yet") };
+            Job::Load(load)
+        };
+        let span = || {
+            let file = tempfile::tempfile().unwrap();
+            Job::Read(Arc::new(Source::on_disk(file.into(), 1, &Ledger::default())), 0, 1)
+        };
+        let mut queue = Queue::new();
+        for number in 0..100 {
+            queue.lanes[Kind::Read as usize].waiting.push_back((number, span()));
+        }
+        for number in 0..ALIKE_MAX {
+            assert_eq!(queue.next().unwrap().0, number);
+        }
+        assert!(queue.next().is_none(), "the rest is for loads");
+        for number in 200..230 {
+            queue.lanes[Kind::Load as usize].waiting.push_back((number, load()));
+        }
+        assert_eq!(queue.next().unwrap().0, 200);
+        queue.lanes[Kind::Read as usize].busy -= 1;
+        for number in 201..200 + ALIKE_MAX {
+            assert_eq!(queue.next().unwrap().0, number);
+        }
+        assert_eq!(queue.next().unwrap().0, ALIKE_MAX, "and there are too many of these, too");
+        assert!(queue.next().is_none());
+    }
+
+    #[test]
+    fn spans_under_way_put_off_no_loads() {
+        let mut helpers = Helpers::new(32).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let file = Arc::new(Source::on_disk(file.into(), 1, &Ledger::default()));
+        assert!(helpers.have_room());
+        for key in 0..100 {
+            helpers.submit(key, Job::Read(file.clone(), 0, 1));
+        }
+        // As long as nothing is taken back.
+        assert!(!helpers.are_busy() && !helpers.have_room());
     }
 
     #[test]

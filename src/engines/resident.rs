@@ -1,4 +1,9 @@
 //! What of a file can be had without waiting for a disk.
+//!
+//! To look may be to begin: where the kernel does not tell what it has, a read that may not wait is tried, and
+//! has the kernel read what is missing. Nobody waits for that, unless the queue of the disk is full: then the
+//! kernel makes whoever adds to it wait. So the functions here are told whether they may begin
+//! (`may_begin`), which is up to who knows how much is on its way already.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
@@ -37,24 +42,24 @@ pub struct Resident {
 
 impl Resident {
     /// How much of a span is in the page cache, from its start.
-    pub fn find(&mut self, file: &Arc<Source>, at: u64, len: u64) -> u64 {
+    pub fn find(&mut self, file: &Arc<Source>, at: u64, len: u64, may_begin: bool) -> u64 {
         if let Some((known, span)) = &self.found
             && std::ptr::eq(known.as_ptr(), Arc::as_ptr(file))
             && span.contains(&at)
         {
             return len.min(span.end - at);
         }
-        let found = self.look(file.as_fd(), at, len.min(SPAN_MAX));
+        let found = self.look(file.as_fd(), at, len.min(SPAN_MAX), may_begin);
         if found > 0 {
             self.found(file, at..at + found);
         }
         found
     }
 
-    fn look(&mut self, file: BorrowedFd, at: u64, len: u64) -> u64 {
+    fn look(&mut self, file: BorrowedFd, at: u64, len: u64, may_begin: bool) -> u64 {
         self.coming = 0;
         let there = match present(file, at, len) {
-            None => return if seems_resident(file, at, len) { len } else { 0 },
+            None => return if may_begin && seems_resident(file, at, len) { len } else { 0 },
             Some(begun) if begun < len => begun.min(PIECE),
             Some(_) => len,
         };
@@ -123,18 +128,24 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 const SAMPLE_EVERY: u64 = 64 * 1024;
 
 /// Has short spans that are in the page cache leave in one piece with their heads.
-pub fn take_in_short_spans(outbox: &mut Outbox) {
+pub fn take_in_short_spans(outbox: &mut Outbox, may_begin: bool) {
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
         text.reserve(len);
-        let _ = read_resident(file.as_fd(), text, at, len);
+        let _ = read_resident(file.as_fd(), text, at, len, may_begin);
     });
 }
 
 /// Appends bytes of a file to a buffer, at most `len` and as many as there is capacity for and as are in the
 /// page cache; `None` where the disk must be waited for, or the kernel cannot tell.
-pub fn read_resident(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> Option<usize> {
+pub fn read_resident(
+    file: BorrowedFd,
+    buffer: &mut Vec<u8>,
+    at: u64,
+    len: usize,
+    may_begin: bool,
+) -> Option<usize> {
     let len = len.min(buffer.capacity() - buffer.len());
-    if len >= ASK_MIN && is_resident(file, at, len as u64) == Some(false) {
+    if (len >= ASK_MIN || !may_begin) && !is_resident(file, at, len as u64).unwrap_or(may_begin) {
         return None;
     }
     read_without_waiting(file, buffer, at, len).ok()
@@ -292,9 +303,9 @@ pub(super) mod tests {
         let mut buffer = Vec::with_capacity(6);
         buffer.push(b'x');
         // Kernels that cannot tell have everything read by a helper.
-        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2, 9) {
+        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2, 9, true) {
             assert_eq!((n, &*buffer), (5, &b"x23456"[..]));
-            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10, 1), Some(0));
+            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10, 1, true), Some(0));
         }
     }
 
@@ -305,10 +316,27 @@ pub(super) mod tests {
         if is_resident(file.as_fd(), 0, 1) != Some(false) {
             return;
         }
-        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20), None);
+        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20, true), None);
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert_eq!(is_resident(file.as_fd(), 0, 1), Some(false));
         assert!(!seems_resident(file.as_fd(), 0, 1 << 20));
+    }
+
+    #[test]
+    fn who_may_not_begin_does_not() {
+        let file = cold_file(1 << 20);
+        // A file system in memory keeps it.
+        if is_resident(file.as_fd(), 0, 1) != Some(false) {
+            return;
+        }
+        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, false), None);
+        let source = Arc::new(Source::on_disk(file.try_clone().unwrap().into(), 1 << 20, &Ledger::default()));
+        assert_eq!(Resident::default().find(&source, 0, 1 << 20, false), 0);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(present(file.as_fd(), 0, 1 << 20), Some(0));
+        // What is there can be had all the same.
+        preadv2(&file, &mut [IoSliceMut::new(&mut [0; 5])], 0, ReadWriteFlags::empty()).unwrap();
+        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, false), Some(5));
     }
 
     #[test]
@@ -323,10 +351,10 @@ pub(super) mod tests {
         assert_eq!(present(file.as_fd(), 900_000, 1000), Some(0));
         let file = Arc::new(Source::on_disk(file.into(), 1 << 20, &Ledger::default()));
         let mut resident = Resident::default();
-        assert_eq!(resident.find(&file, 5, 1 << 20), there);
-        assert_eq!(resident.find(&file, 5 + there, 1000), 0);
+        assert_eq!(resident.find(&file, 5, 1 << 20, true), there);
+        assert_eq!(resident.find(&file, 5 + there, 1000, true), 0);
         assert_eq!(resident.coming(), 0);
-        assert_eq!(resident.find(&file, 900_000, 1000), 0);
+        assert_eq!(resident.find(&file, 900_000, 1000, true), 0);
     }
 
     #[test]
@@ -353,7 +381,7 @@ pub(super) mod tests {
         resident.begin(&file, 0, 2 << 20);
         assert_eq!(resident.coming(), PIECE);
         for _ in 0..1000 {
-            if resident.find(&file, 0, BEGUN) == BEGUN {
+            if resident.find(&file, 0, BEGUN, true) == BEGUN {
                 return;
             }
             resident = Resident::default();
@@ -370,7 +398,7 @@ pub(super) mod tests {
         // Where the kernel does not tell, it is read.
         if present(file.as_fd(), 0, 1).is_some() {
             let file = Arc::new(Source::on_disk(file, 10_000, &Ledger::default()));
-            assert_eq!(Resident::default().find(&file, 5, 9_000), 9_000);
+            assert_eq!(Resident::default().find(&file, 5, 9_000, true), 9_000);
         }
     }
 
@@ -385,13 +413,13 @@ pub(super) mod tests {
         let (one, other) = (open(), open());
         let mut resident = Resident::default();
         resident.found(&one, 100..200);
-        assert_eq!((resident.find(&one, 150, 1000), resident.find(&one, 199, 1)), (50, 1));
-        assert_eq!((resident.find(&one, 200, 5), resident.find(&other, 150, 5)), (0, 0));
+        assert_eq!((resident.find(&one, 150, 1000, true), resident.find(&one, 199, 1, true)), (50, 1));
+        assert_eq!((resident.find(&one, 200, 5, true), resident.find(&other, 150, 5, true)), (0, 0));
         // The next has the descriptor of one that has gone, unless another test is quicker.
         let mut resident = Resident::default();
         resident.found(&one, 100..200);
         drop(one);
         let next = open();
-        assert_eq!(resident.find(&next, 150, 5), 0);
+        assert_eq!(resident.find(&next, 150, 5, true), 0);
     }
 }

@@ -29,11 +29,13 @@ const STEPS_MAX: usize = 32;
 pub struct Desk {
     buffer: Box<[u8]>,
     outbox: Outbox,
+    /// Whether a disk may be made to begin with something; see [`resident`](super::resident).
+    pub may_begin: bool,
 }
 
 impl Desk {
     pub fn new() -> Desk {
-        Desk { buffer: vec![0; READ_MAX].into_boxed_slice(), outbox: Outbox::default() }
+        Desk { buffer: vec![0; READ_MAX].into_boxed_slice(), outbox: Outbox::default(), may_begin: true }
     }
 }
 
@@ -102,17 +104,25 @@ impl Session {
     /// The deadline has passed. To be followed by [`Session::advance`].
     pub fn late(&mut self, worker: &mut Worker) {
         self.want = match self.want {
+            // A disk answers when it answers.
+            Want::Send { then_close } if self.waits_for_disk() => {
+                worker.progressed(&mut self.conn);
+                Want::Send { then_close }
+            }
             Want::Send { then_close } if worker.is_still_taking(&mut self.conn, queued(&self.socket)) => {
                 Want::Send { then_close }
             }
-            // Nothing can be said behind half an answer, be it for a disk that does not answer.
+            // Nothing can be said behind half an answer.
             Want::Send { .. } => {
                 calls::abandon(&self.socket);
-                self.disk = None;
                 Want::Close
             }
             _ => worker.late(&mut self.conn, &mut self.outbox),
         };
+    }
+
+    fn waits_for_disk(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.away || disk.job.is_some())
     }
 
     /// What a disk must be waited for; once each time that [`Wait::Disk`] is said.
@@ -144,20 +154,20 @@ impl Session {
 
     /// Does what the connection wants, one thing after the other, until it must wait.
     pub fn advance(&mut self, worker: &mut Worker, desk: &mut Desk) -> Wait {
-        if self.disk.as_ref().is_some_and(|disk| disk.away || disk.job.is_some()) {
+        if self.waits_for_disk() {
             return Wait::Disk;
         }
         if self.outbox.is_empty() {
             std::mem::swap(&mut self.outbox, &mut desk.outbox);
         }
-        let wait = self.advance_with(worker, &mut desk.buffer);
+        let wait = self.advance_with(worker, &mut desk.buffer, desk.may_begin);
         if self.outbox.is_empty() {
             std::mem::swap(&mut self.outbox, &mut desk.outbox);
         }
         wait
     }
 
-    fn advance_with(&mut self, worker: &mut Worker, buffer: &mut [u8]) -> Wait {
+    fn advance_with(&mut self, worker: &mut Worker, buffer: &mut [u8], may_begin: bool) -> Wait {
         for _ in 0..STEPS_MAX {
             let Session { conn, outbox, .. } = self;
             self.want = match std::mem::replace(&mut self.want, Want::Close) {
@@ -180,10 +190,10 @@ impl Session {
                     Err(_) => return Wait::Over,
                 },
                 Want::Send { then_close } => {
-                    take_in_short_spans(outbox);
+                    take_in_short_spans(outbox, may_begin);
                     let disk = &mut self.disk;
                     let (sent, progress) = send_now(&self.socket, outbox, |file, at, len| {
-                        disk.get_or_insert_default().resident.find(file, at, len)
+                        disk.get_or_insert_default().resident.find(file, at, len, may_begin)
                     });
                     if progress {
                         worker.progressed(conn);
@@ -208,7 +218,7 @@ impl Session {
                     }
                 }
                 Want::Load(mut load) => {
-                    if !load_at_once(&mut load) {
+                    if !load_at_once(&mut load, may_begin) {
                         return self.wait_for(Job::Load(load));
                     }
                     worker.loaded(conn, load.finish(), outbox)
@@ -259,8 +269,9 @@ impl AsFd for Session {
     }
 }
 
-/// Does as much of a load as the kernel can without waiting for a disk; `true` if that is all of it.
-pub fn load_at_once(load: &mut Load) -> bool {
+/// Does as much of a load as the kernel can without waiting for a disk; `true` if that is all of it. Says
+/// whether it may have a disk begin, as in [`resident`](super::resident).
+pub fn load_at_once(load: &mut Load, may_begin: bool) -> bool {
     loop {
         match load.next() {
             Step::Open { root, path, flags, resolve } => {
@@ -271,8 +282,8 @@ pub fn load_at_once(load: &mut Load) -> bool {
                 }
             }
             Step::Read { file, buffer, at } => {
-                let Some(n) = read_resident(file, buffer, at, usize::MAX) else {
-                    if load.leave_if(is_cold) {
+                let Some(n) = read_resident(file, buffer, at, usize::MAX, may_begin) else {
+                    if may_begin && load.leave_if(is_cold) {
                         continue;
                     }
                     return false;
@@ -282,5 +293,74 @@ pub fn load_at_once(load: &mut Load) -> bool {
             Step::Gather(_) => return false,
             Step::Done => return true,
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::content::cache::Budget;
+    use crate::content::site::{Rules, Site};
+    use crate::http::connection::Limits;
+    use crate::observe::counters::Tally;
+    use crate::shutdown::Draining;
+    use std::fs::{self, File};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// A worker that has no file in memory.
+    pub fn worker(root: &Path) -> Worker {
+        let site = Arc::new(Site::open(root, Rules { cache_file_max: 0, ..Rules::default() }).unwrap());
+        let budget = Budget { bytes: 0, descriptors: 8, fresh_for: Duration::from_secs(1) };
+        Worker::new(site, budget, Limits::default(), Draining::default(), None, Tally::default())
+    }
+
+    #[test]
+    fn who_waits_for_a_disk_is_not_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let bytes = vec![1; 3 << 20];
+        fs::write(&path, &bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let mut worker = worker(folder.path());
+        let mut desk = Desk::new();
+        let (mut client, socket) = UnixStream::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        client.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let taker = std::thread::spawn(move || {
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).unwrap();
+            answer
+        });
+        let mut session = Session::new(socket.into(), Connection::new(None), &mut worker);
+        let mut later = Tick::now();
+        loop {
+            match session.advance(&mut worker, &mut desk) {
+                Wait::Over => break,
+                Wait::Disk => {
+                    let job = session.take_job().unwrap();
+                    // The first look at what he takes is always in his favour.
+                    for _ in 0..3 {
+                        later = later.after(Duration::from_secs(3600));
+                        worker.clock = Clock::at(later, 1_800_000_000);
+                        if session.deadline() <= later {
+                            session.late(&mut worker);
+                            assert!(session.deadline() > later);
+                        }
+                        assert_eq!(session.advance(&mut worker, &mut desk), Wait::Disk);
+                    }
+                    session.resume(job.run(), &mut worker);
+                }
+                wait => assert!(matches!(wait, Wait::Writable | Wait::Turn | Wait::Readable)),
+            }
+        }
+        drop(session);
+        assert!(taker.join().unwrap().ends_with(&bytes));
     }
 }

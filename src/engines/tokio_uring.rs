@@ -237,7 +237,7 @@ async fn send(
     conn: &mut Connection,
     outbox: &mut Outbox,
 ) -> Option<()> {
-    take_in_short_spans(outbox);
+    take_in_short_spans(outbox, true);
     let mut file = None;
     let spare = room.desk.borrow_mut().pop();
     let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(PIECE));
@@ -324,7 +324,7 @@ fn socket(stream: &TcpStream) -> BorrowedFd<'_> {
 
 /// Does a load here and now as far as no disk is waited for, and the rest on another thread.
 async fn load_now(mut load: Box<Load>) -> Option<Loaded> {
-    if load_at_once(&mut load) {
+    if load_at_once(&mut load, true) {
         return Some(load.finish());
     }
     match run_aside(Job::Load(load)).await? {

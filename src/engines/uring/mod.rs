@@ -53,7 +53,7 @@ use self::operation::{Key, Mark, Operation};
 pub use self::probe::trials;
 use self::receive::receive;
 use self::ring::{Completion, Ring};
-use self::send::{FileBuffers, Message};
+use self::send::{Files, Message};
 use self::timer::Timer;
 use super::resident::{Resident, is_cold, take_in_short_spans};
 use super::session::load_at_once;
@@ -105,7 +105,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         acceptor,
         loads: 0,
         loads_waiting: VecDeque::new(),
-        file_buffers: FileBuffers::default(),
+        files: Files::default(),
         spare: Vec::new(),
         unserved: 0,
         can_install: true,
@@ -114,7 +114,6 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
         heavy: VecDeque::new(),
-        has_turn: false,
         is_quiet: false,
     };
     turn.run()
@@ -158,12 +157,14 @@ enum Task {
     Load(Box<Load>, Box<OpenHow>),
     /// A load that waits until fewer are in flight.
     LoadWaiting,
-    /// A span of a file has been waited for, and should be in the page cache.
-    FileFetched,
-    /// A span of a file in a buffer: so many bytes of it were read.
-    File(Box<[u8]>, usize),
-    /// A span of a file that waits for a buffer.
+    /// A span of a file that waits until fewer are on their way from the disk.
     FileWaiting,
+    /// It has a place.
+    FileCalled,
+    /// It has a place, and should be in the page cache, for it was waited for.
+    FileFetched,
+    /// It has a place, and a buffer: so many bytes of it were read.
+    File(Box<[u8]>, usize),
     /// A send that is tried again after [`SEND_PAUSE`].
     SendPaused,
     /// Not all was sent, but the receive that was to follow is in flight, and has to end first.
@@ -188,7 +189,7 @@ struct Loop<'a> {
     acceptor: Acceptor,
     loads: usize,
     loads_waiting: VecDeque<Key>,
-    file_buffers: FileBuffers,
+    files: Files,
     /// Outboxes of connections that have nothing to send, so that idle ones hold no memory.
     spare: Vec<Outbox>,
     /// Receives that found no buffer since the last that found one.
@@ -203,8 +204,6 @@ struct Loop<'a> {
     completions: Vec<Completion>,
     /// Completions that bring much to do, in their order. Small requests do not wait behind all of them.
     heavy: VecDeque<Completion>,
-    /// Whether it is one of these that is being dealt with.
-    has_turn: bool,
     /// Whether this turn brings little.
     is_quiet: bool,
 }
@@ -232,12 +231,10 @@ impl Loop<'_> {
                 }
             }
             self.completions = completions;
-            self.has_turn = true;
             for _ in 0..=light / LIGHT_PER_HEAVY {
                 let Some(completion) = self.heavy.pop_front() else { break };
                 self.complete(completion)?;
             }
-            self.has_turn = false;
             self.expire()?;
             self.wake_waiting()?;
             if self.acceptor.is_due(self.seat.worker.clock.now()) {
@@ -341,7 +338,7 @@ impl Loop<'_> {
             }
             Want::Send { then_close } => {
                 slot.then_close = then_close;
-                take_in_short_spans(&mut slot.outbox);
+                take_in_short_spans(&mut slot.outbox, self.files.are_free());
                 // As long as few have something to do, it is worth a receive that finds nothing yet.
                 if self.is_quiet && self.presumed.len() < QUIET_MAX && self.send_and_receive(key)? {
                     return Ok(());
@@ -351,7 +348,7 @@ impl Loop<'_> {
             Want::Load(mut load) if self.loads >= self.seat.loads_max => {
                 // A look at what is known already need not wait for those who wait for a disk.
                 load.gather_nothing();
-                if load.is_a_look() && load_at_once(&mut load) {
+                if load.is_a_look() && load_at_once(&mut load, false) {
                     let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
                     return self.carry_out(key, want);
                 }
@@ -370,7 +367,7 @@ impl Loop<'_> {
                 self.submit(key, Operation::Shutdown, entry)
             }
             Want::Close => {
-                self.file_buffers.give_back(&mut slot.task);
+                self.files.give_back(&mut slot.task);
                 let entry = opcode::Close::new(Fixed(key.index)).build();
                 self.submit(key, Operation::Close, entry)
             }
@@ -482,11 +479,13 @@ impl Loop<'_> {
                 self.carry_out(key, want)?;
             }
         }
-        while self.file_buffers.has_one()
-            && let Some(key) = self.file_buffers.waiting.pop_front()
-        {
-            if let Some(Slot { task: Task::FileWaiting, in_flight: None, .. }) = live(&mut self.slots, key) {
-                self.send(key)?;
+        while let Some(key) = self.files.next() {
+            if let Some(Slot { task: task @ Task::FileWaiting, in_flight: None, .. }) =
+                live(&mut self.slots, key)
+            {
+                self.files.call(task);
+                // Many may be called at once, and reading begins with what the kernel reads ahead.
+                self.await_turn(key);
             }
         }
         if self.paused_until > self.seat.worker.clock.now() {
@@ -525,7 +524,9 @@ impl Loop<'_> {
                     }
                     // These end by themselves, and soon.
                     Some(_) => {}
-                    // It waits for a buffer or a pause to end.
+                    // It waits for a disk as well, if not for its own read.
+                    None if matches!(slot.task, Task::FileWaiting) => {}
+                    // It waits for a pause to end.
                     None => {
                         slot.task = Task::None;
                         self.ask_queued(key)?;

@@ -15,6 +15,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::AtomicU8;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed};
 use io_uring::{opcode, squeue};
@@ -29,10 +30,17 @@ use crate::serve::Want;
 use super::operation::{Key, Operation};
 use super::{Installed, Loop, Task, slot};
 
-/// Buffers into which spans of files are read on their way to a client. They are never held while a client is
-/// waited for.
-const FILE_BUFFERS_MAX: usize = 64;
-/// Bytes of such a buffer: what of it is copied stays in the processor's own caches.
+/// Spans of files that may be on their way from the disk at once: at first, at the least, and at the most. Many
+/// keep a quick disk busy; but they fill the queue of a slow one, and who submits to that when it is full has
+/// to wait, which here is the loop.
+const PLACES: usize = 16;
+const PLACES_MIN: usize = 2;
+const PLACES_MAX: usize = 32;
+/// Beginning to read takes a tenth of a millisecond, and longer than this only where it had to wait.
+const BEGIN_MAX: Duration = Duration::from_millis(10);
+/// Beginnings for each place, none of which had to wait, until there is one place more.
+const BEGINNINGS: usize = 4;
+/// Bytes of a buffer into which a span is read: what of it is copied stays in the processor's own caches.
 const FILE_BUFFER: usize = 64 * 1024;
 /// A longer span of a file in memory is sent without being copied, though that takes an operation first.
 const INSTALL_MIN: u64 = 16 * 1024;
@@ -48,6 +56,12 @@ impl Loop<'_> {
     pub(super) fn send(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let socket = Fixed(key.index);
+        let is_fetched = matches!(slot.task, Task::FileFetched);
+        let is_called = is_fetched || matches!(slot.task, Task::FileCalled);
+        if is_called {
+            self.files.give_back(&mut slot.task);
+        }
+        let may_begin = self.files.are_free();
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: count, more } => {
@@ -59,6 +73,7 @@ impl Loop<'_> {
                 if len > if file.is_in_memory() { INSTALL_MIN } else { FILE_BUFFER as u64 }
                     && self.can_install
                     && slot.installed.is_none()
+                    && !is_called
                     && matches!(slot.task, Task::None) =>
             {
                 (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
@@ -66,41 +81,43 @@ impl Loop<'_> {
             Chunk::File { file, at, len }
                 if !matches!(slot.task, Task::File(..))
                     && let Some(installed) = &mut slot.installed
-                    && (file.is_in_memory() || installed.resident.find(file, at, len) > 0) =>
+                    && (file.is_in_memory() || installed.resident.find(file, at, len, may_begin) > 0) =>
             {
                 slot.task = Task::None;
                 return self.send_now(key);
             }
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
-                    // Many may come to this at once, and reading begins with what the kernel reads ahead.
-                    if !self.has_turn {
-                        self.await_turn(key);
+                    // There may be fewer places by now.
+                    if !is_called || self.files.are_taken() {
+                        slot.task = Task::FileWaiting;
+                        self.files.waiting.push_back(key);
                         return Ok(());
                     }
                     if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut()
-                        && !matches!(slot.task, Task::FileFetched)
+                        && !is_fetched
                     {
                         if resident.coming() == 0 {
+                            let before = Instant::now();
                             resident.begin(file, at, len);
+                            self.files.begun(before.elapsed());
                         }
                         if resident.coming() > 0 {
+                            self.files.call(&mut slot.task);
                             let entry = last_byte(file, at..at + resident.coming());
                             return self.submit(key, Operation::FileFetch, entry);
                         }
                     }
-                    let Some(buffer) = self.file_buffers.take() else {
-                        slot.task = Task::FileWaiting;
-                        self.file_buffers.waiting.push_back(key);
-                        return Ok(());
-                    };
-                    slot.task = Task::File(buffer, 0);
+                    slot.task = self.files.take_buffer();
                 }
                 let Task::File(buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
                 let len = len.min(buffer.len() as u64) as u32;
                 let entry =
                     opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
-                (Operation::FileRead, entry.build())
+                // Where many wait for it, the disk's queue is long, and a thread of the kernel's waits for that.
+                let flags =
+                    if self.files.waiting.is_empty() { squeue::Flags::empty() } else { squeue::Flags::ASYNC };
+                (Operation::FileRead, entry.build().flags(flags))
             }
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
         };
@@ -150,8 +167,9 @@ impl Loop<'_> {
     fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let Installed { socket, resident } = slot.installed.as_deref_mut().expect("the caller has looked");
+        let may_begin = self.files.are_free();
         let (sent, progress) =
-            send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len));
+            send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len, may_begin));
         if progress {
             self.seat.worker.progressed(&mut slot.conn);
         }
@@ -217,7 +235,7 @@ impl Loop<'_> {
         }
         if result <= 0 {
             // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            self.file_buffers.give_back(&mut slot.task);
+            self.files.give_back(&mut slot.task);
             return self.carry_out(key, Want::Close);
         }
         *filled = result as usize;
@@ -227,7 +245,7 @@ impl Loop<'_> {
         };
         if let Some(installed) = &mut slot.installed {
             installed.resident.found(file, at..at + result as u64);
-            self.file_buffers.give_back(&mut slot.task);
+            self.files.give_back(&mut slot.task);
             return self.send_now(key);
         }
         let more = len > result as u64;
@@ -243,20 +261,21 @@ impl Loop<'_> {
             1.. => slot.outbox.sent(result as u64),
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
             _ => {
-                self.file_buffers.give_back(&mut slot.task);
+                self.files.give_back(&mut slot.task);
                 return self.carry_out(key, Want::Close);
             }
         }
         if result as usize == filled {
-            if !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. }) {
-                self.file_buffers.give_back(&mut slot.task);
+            let is_over = !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. });
+            if is_over || !self.files.waiting.is_empty() {
+                self.files.give_back(&mut slot.task);
             }
             return self.go_on_sending(key);
         }
         if result > 0 {
             self.seat.worker.progressed(&mut slot.conn);
         }
-        self.file_buffers.give_back(&mut slot.task);
+        self.files.give_back(&mut slot.task);
         self.wait_until_writable(key)
     }
 
@@ -340,30 +359,117 @@ impl Message {
     }
 }
 
-/// Buffers for spans of files, made when first needed.
-#[derive(Default)]
-pub(super) struct FileBuffers {
-    free: Vec<Box<[u8]>>,
-    made: usize,
-    pub(super) waiting: VecDeque<Key>,
+/// Who may read a file that is to be sent, which is a limited number, and with what.
+pub(super) struct Files {
+    /// Buffers for spans, made when first needed.
+    buffers: Vec<Box<[u8]>>,
+    places: usize,
+    /// Those that tasks have.
+    taken: usize,
+    waiting: VecDeque<Key>,
+    /// Beginnings since the number of places was last changed.
+    begun: usize,
 }
 
-impl FileBuffers {
-    pub(super) fn has_one(&self) -> bool {
-        !self.free.is_empty() || self.made < FILE_BUFFERS_MAX
+impl Default for Files {
+    fn default() -> Files {
+        Files { buffers: Vec::new(), places: PLACES, taken: 0, waiting: VecDeque::new(), begun: 0 }
+    }
+}
+
+impl Files {
+    /// Whether there are places that nobody waits for.
+    pub(super) fn are_free(&self) -> bool {
+        !self.are_taken() && self.waiting.is_empty()
     }
 
-    pub(super) fn take(&mut self) -> Option<Box<[u8]>> {
-        if self.free.is_empty() && self.made < FILE_BUFFERS_MAX {
-            self.made += 1;
-            self.free.push(vec![0; FILE_BUFFER].into_boxed_slice());
+    fn are_taken(&self) -> bool {
+        self.taken >= self.places
+    }
+
+    /// Who has waited longest for a place, if there is one. He may have come by what he wanted since.
+    pub(super) fn next(&mut self) -> Option<Key> {
+        if self.are_taken() { None } else { self.waiting.pop_front() }
+    }
+
+    /// To begin with a span took so long.
+    fn begun(&mut self, took: Duration) {
+        self.begun += 1;
+        if took > BEGIN_MAX {
+            self.places = PLACES_MIN.max(self.places / 2);
+            self.begun = 0;
+        } else if self.begun > BEGINNINGS * self.places {
+            self.places = PLACES_MAX.min(self.places + 1);
+            self.begun = 0;
         }
-        self.free.pop()
     }
 
+    /// Gives a task a place.
+    pub(super) fn call(&mut self, task: &mut Task) {
+        self.taken += 1;
+        *task = Task::FileCalled;
+    }
+
+    /// A place, and a buffer with it.
+    fn take_buffer(&mut self) -> Task {
+        self.taken += 1;
+        Task::File(self.buffers.pop().unwrap_or_else(|| vec![0; FILE_BUFFER].into_boxed_slice()), 0)
+    }
+
+    /// Takes back what a task has, which then is none.
     pub(super) fn give_back(&mut self, task: &mut Task) {
-        if let Task::File(buffer, _) = std::mem::replace(task, Task::None) {
-            self.free.push(buffer);
+        match std::mem::replace(task, Task::None) {
+            Task::File(buffer, _) => self.buffers.push(buffer),
+            Task::FileCalled | Task::FileFetched => {}
+            _ => return,
         }
+        self.taken -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = Key::NONE;
+
+    #[test]
+    fn there_are_so_many_places_and_who_waits_is_called_in_order() {
+        let mut files = Files::default();
+        let mut tasks: Vec<_> = (0..PLACES).map(|_| Task::None).collect();
+        for (number, task) in tasks.iter_mut().enumerate() {
+            assert!(files.are_free());
+            if number % 2 == 0 { files.call(task) } else { *task = files.take_buffer() }
+        }
+        assert!(!files.are_free());
+        files.waiting.extend((7..9).map(|generation| Key { generation, ..KEY }));
+        assert!(files.next().is_none());
+        for task in &mut tasks {
+            files.give_back(task);
+            // It has none any more.
+            files.give_back(task);
+        }
+        assert!(files.taken == 0 && !files.are_free(), "who waits comes first");
+        assert_eq!(files.next().unwrap().generation, 7);
+        assert_eq!(files.next().unwrap().generation, 8);
+        assert!(files.next().is_none() && files.are_free());
+    }
+
+    #[test]
+    fn places_go_where_to_begin_takes_long_and_come_back_by_and_by() {
+        let mut files = Files::default();
+        for _ in 0..10 {
+            files.begun(BEGIN_MAX * 2);
+        }
+        assert_eq!(files.places, PLACES_MIN);
+        for _ in 0..=BEGINNINGS * PLACES_MIN {
+            assert_eq!(files.places, PLACES_MIN);
+            files.begun(BEGIN_MAX);
+        }
+        assert_eq!(files.places, PLACES_MIN + 1);
+        for _ in 0..10_000 {
+            files.begun(Duration::ZERO);
+        }
+        assert_eq!(files.places, PLACES_MAX);
     }
 }
