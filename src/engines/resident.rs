@@ -1,8 +1,8 @@
 //! What of a file can be had without waiting for a disk.
 //!
-//! To look may be to begin: where the kernel does not tell what it has, a read that may not wait is tried, and
-//! has the kernel read what is missing. Nobody waits for that, unless the queue of the disk is full: then the
-//! kernel makes whoever adds to it wait. So the functions here are told whether they may begin
+//! To look may be to begin: where the kernel does not tell what it has, a read that may not wait is tried,
+//! and has the kernel read what is missing. Nobody waits for that, unless the queue of the disk is full: then
+//! the kernel makes whoever adds to it wait. So the functions here are told whether they may begin
 //! (`may_begin`), which is up to who knows how much is on its way already.
 #![allow(unsafe_code)]
 

@@ -7,7 +7,8 @@
 //! leaves without having been copied. So the disk holds up nobody else. The kernel reads ahead from there,
 //! and so does sendfile(2). Where it does not tell what it reads, and where a part had come before, a span is
 //! read through the ring into a buffer, and leaves from the page cache all the same. No buffer is ever held
-//! while a client is waited for.
+//! while a client is waited for. Only so many may have the disk read at once, the others wait for a *place*
+//! ([`Files`]): when the disk's own queue is full, the kernel makes even who must not wait do so.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -30,9 +31,9 @@ use crate::serve::Want;
 use super::operation::{Key, Operation};
 use super::{Installed, Loop, Task, slot};
 
-/// Spans of files that may be on their way from the disk at once: at first, at the least, and at the most. Many
-/// keep a quick disk busy; but they fill the queue of a slow one, and who submits to that when it is full has
-/// to wait, which here is the loop.
+/// Spans of files that may be on their way from the disk at once: at first, at the least, and at the most.
+/// Many keep a quick disk busy; but they fill the queue of a slow one, and who submits to it when it is full
+/// has to wait, which here is the loop.
 const PLACES: usize = 16;
 const PLACES_MIN: usize = 2;
 const PLACES_MAX: usize = 32;
@@ -114,7 +115,7 @@ impl Loop<'_> {
                 let len = len.min(buffer.len() as u64) as u32;
                 let entry =
                     opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
-                // Where many wait for it, the disk's queue is long, and a thread of the kernel's waits for that.
+                // Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
                 let flags =
                     if self.files.waiting.is_empty() { squeue::Flags::empty() } else { squeue::Flags::ASYNC };
                 (Operation::FileRead, entry.build().flags(flags))
