@@ -240,7 +240,7 @@ impl<K: Send + 'static> Helpers<K> {
         self.away[Kind::Load as usize] >= self.loads_max
     }
 
-    /// Whether a job that is handed over now would be begun at once.
+    /// Whether there are threads that have nothing to do, or could be.
     pub fn have_room(&self) -> bool {
         self.away.iter().sum::<usize>() < THREADS_MAX
     }

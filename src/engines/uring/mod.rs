@@ -338,7 +338,7 @@ impl Loop<'_> {
             }
             Want::Send { then_close } => {
                 slot.then_close = then_close;
-                take_in_short_spans(&mut slot.outbox, self.files.are_free());
+                take_in_short_spans(&mut slot.outbox, self.files.may_begin());
                 // As long as few have something to do, it is worth a receive that finds nothing yet.
                 if self.is_quiet && self.presumed.len() < QUIET_MAX && self.send_and_receive(key)? {
                     return Ok(());
@@ -367,7 +367,7 @@ impl Loop<'_> {
                 self.submit(key, Operation::Shutdown, entry)
             }
             Want::Close => {
-                self.files.give_back(&mut slot.task);
+                self.files.give_back(&mut slot.task, slot.installed.is_some());
                 let entry = opcode::Close::new(Fixed(key.index)).build();
                 self.submit(key, Operation::Close, entry)
             }
@@ -479,25 +479,28 @@ impl Loop<'_> {
                 self.carry_out(key, want)?;
             }
         }
-        while let Some(key) = self.files.next() {
-            if let Some(Slot { task: task @ Task::FileWaiting, in_flight: None, .. }) =
-                live(&mut self.slots, key)
-            {
-                self.files.call(task);
-                // Many may be called at once, and reading begins with what the kernel reads ahead.
-                self.await_turn(key);
-            }
-        }
-        if self.paused_until > self.seat.worker.clock.now() {
-            return Ok(());
-        }
-        for key in std::mem::take(&mut self.paused) {
+        let paused = if self.paused_until > self.seat.worker.clock.now() {
+            Vec::new()
+        } else {
+            std::mem::take(&mut self.paused)
+        };
+        for key in paused {
             // It may stand here twice: it is taken out of the pause by its deadline, too, and paused again.
             if let Some(Slot { task: task @ Task::SendPaused, in_flight: None, .. }) =
                 live(&mut self.slots, key)
             {
                 *task = Task::None;
                 self.send(key)?;
+            }
+        }
+        // Behind all that may have somebody wait for a place.
+        while let Some(key) = self.files.next() {
+            if let Some(Slot { task: task @ Task::FileWaiting, in_flight: None, installed, .. }) =
+                live(&mut self.slots, key)
+            {
+                self.files.call(task, installed.is_some());
+                // Many may be called at once, and reading begins with what the kernel reads ahead.
+                self.await_turn(key);
             }
         }
         Ok(())

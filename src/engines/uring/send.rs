@@ -37,6 +37,9 @@ use super::{Installed, Loop, Task, slot};
 const PLACES: usize = 16;
 const PLACES_MIN: usize = 2;
 const PLACES_MAX: usize = 32;
+/// Those for clients whose socket has no descriptor of the process, so that it is not known whether there is
+/// anything to wait for: each holds a buffer.
+const BARE_PLACES: usize = 64;
 /// Beginning to read takes a tenth of a millisecond, and longer than this only where it had to wait.
 const BEGIN_MAX: Duration = Duration::from_millis(10);
 /// Beginnings for each place, none of which had to wait, until there is one place more.
@@ -60,9 +63,9 @@ impl Loop<'_> {
         let is_fetched = matches!(slot.task, Task::FileFetched);
         let is_called = is_fetched || matches!(slot.task, Task::FileCalled);
         if is_called {
-            self.files.give_back(&mut slot.task);
+            self.files.give_back(&mut slot.task, slot.installed.is_some());
         }
-        let may_begin = self.files.are_free();
+        let may_begin = self.files.may_begin();
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: count, more } => {
@@ -71,7 +74,8 @@ impl Loop<'_> {
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { file, len, .. }
-                if len > if file.is_in_memory() { INSTALL_MIN } else { FILE_BUFFER as u64 }
+                if (len > if file.is_in_memory() { INSTALL_MIN } else { FILE_BUFFER as u64 }
+                    || !may_begin)
                     && self.can_install
                     && slot.installed.is_none()
                     && !is_called
@@ -89,10 +93,15 @@ impl Loop<'_> {
             }
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
+                    let line = self.files.line(slot.installed.is_some());
                     // There may be fewer places by now.
-                    if !is_called || self.files.are_taken() {
+                    if !is_called || line.is_full() {
                         slot.task = Task::FileWaiting;
-                        self.files.waiting.push_back(key);
+                        if is_called {
+                            line.waiting.push_front(key);
+                        } else {
+                            line.waiting.push_back(key);
+                        }
                         return Ok(());
                     }
                     if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut()
@@ -101,15 +110,17 @@ impl Loop<'_> {
                         if resident.coming() == 0 {
                             let before = Instant::now();
                             resident.begin(file, at, len);
-                            self.files.begun(before.elapsed());
+                            if resident.coming() > 0 {
+                                self.files.begun(before.elapsed());
+                            }
                         }
                         if resident.coming() > 0 {
-                            self.files.call(&mut slot.task);
+                            self.files.call(&mut slot.task, true);
                             let entry = last_byte(file, at..at + resident.coming());
                             return self.submit(key, Operation::FileFetch, entry);
                         }
                     }
-                    slot.task = self.files.take_buffer();
+                    slot.task = self.files.take_buffer(slot.installed.is_some());
                 }
                 let Task::File(buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
                 let len = len.min(buffer.len() as u64) as u32;
@@ -117,7 +128,7 @@ impl Loop<'_> {
                     opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
                 // Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
                 let flags =
-                    if self.files.waiting.is_empty() { squeue::Flags::empty() } else { squeue::Flags::ASYNC };
+                    if self.files.is_any_awaited() { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
                 (Operation::FileRead, entry.build().flags(flags))
             }
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
@@ -168,7 +179,7 @@ impl Loop<'_> {
     fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let Installed { socket, resident } = slot.installed.as_deref_mut().expect("the caller has looked");
-        let may_begin = self.files.are_free();
+        let may_begin = self.files.may_begin();
         let (sent, progress) =
             send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len, may_begin));
         if progress {
@@ -236,7 +247,7 @@ impl Loop<'_> {
         }
         if result <= 0 {
             // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            self.files.give_back(&mut slot.task);
+            self.files.give_back(&mut slot.task, slot.installed.is_some());
             return self.carry_out(key, Want::Close);
         }
         *filled = result as usize;
@@ -246,7 +257,7 @@ impl Loop<'_> {
         };
         if let Some(installed) = &mut slot.installed {
             installed.resident.found(file, at..at + result as u64);
-            self.files.give_back(&mut slot.task);
+            self.files.give_back(&mut slot.task, slot.installed.is_some());
             return self.send_now(key);
         }
         let more = len > result as u64;
@@ -262,21 +273,21 @@ impl Loop<'_> {
             1.. => slot.outbox.sent(result as u64),
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
             _ => {
-                self.files.give_back(&mut slot.task);
+                self.files.give_back(&mut slot.task, slot.installed.is_some());
                 return self.carry_out(key, Want::Close);
             }
         }
         if result as usize == filled {
             let is_over = !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. });
-            if is_over || !self.files.waiting.is_empty() {
-                self.files.give_back(&mut slot.task);
+            if is_over || self.files.is_any_awaited() {
+                self.files.give_back(&mut slot.task, slot.installed.is_some());
             }
             return self.go_on_sending(key);
         }
         if result > 0 {
             self.seat.worker.progressed(&mut slot.conn);
         }
-        self.files.give_back(&mut slot.task);
+        self.files.give_back(&mut slot.task, slot.installed.is_some());
         self.wait_until_writable(key)
     }
 
@@ -364,67 +375,86 @@ impl Message {
 pub(super) struct Files {
     /// Buffers for spans, made when first needed.
     buffers: Vec<Box<[u8]>>,
-    places: usize,
-    /// Those that tasks have.
-    taken: usize,
-    waiting: VecDeque<Key>,
+    /// For clients whose socket is installed, and for the others.
+    lines: [Line; 2],
     /// Beginnings since the number of places was last changed.
     begun: usize,
 }
 
+/// Places, and who waits for one.
+struct Line {
+    places: usize,
+    /// Those that tasks have.
+    taken: usize,
+    waiting: VecDeque<Key>,
+}
+
+impl Line {
+    fn is_full(&self) -> bool {
+        self.taken >= self.places
+    }
+}
+
 impl Default for Files {
     fn default() -> Files {
-        Files { buffers: Vec::new(), places: PLACES, taken: 0, waiting: VecDeque::new(), begun: 0 }
+        let lines = [PLACES, BARE_PLACES].map(|places| Line { places, taken: 0, waiting: VecDeque::new() });
+        Files { buffers: Vec::new(), lines, begun: 0 }
     }
 }
 
 impl Files {
-    /// Whether there are places that nobody waits for.
-    pub(super) fn are_free(&self) -> bool {
-        !self.are_taken() && self.waiting.is_empty()
+    fn line(&mut self, is_installed: bool) -> &mut Line {
+        &mut self.lines[usize::from(!is_installed)]
     }
 
-    fn are_taken(&self) -> bool {
-        self.taken >= self.places
+    /// Whether a disk may be made to begin with something, as far as these places tell.
+    pub(super) fn may_begin(&mut self) -> bool {
+        let line = self.line(true);
+        !line.is_full() && line.waiting.is_empty()
+    }
+
+    fn is_any_awaited(&self) -> bool {
+        self.lines.iter().any(|line| !line.waiting.is_empty())
     }
 
     /// Who has waited longest for a place, if there is one. He may have come by what he wanted since.
     pub(super) fn next(&mut self) -> Option<Key> {
-        if self.are_taken() { None } else { self.waiting.pop_front() }
+        self.lines.iter_mut().find_map(|line| if line.is_full() { None } else { line.waiting.pop_front() })
     }
 
     /// To begin with a span took so long.
     fn begun(&mut self, took: Duration) {
         self.begun += 1;
+        let places = &mut self.lines[0].places;
         if took > BEGIN_MAX {
-            self.places = PLACES_MIN.max(self.places / 2);
+            *places = PLACES_MIN.max(*places / 2);
             self.begun = 0;
-        } else if self.begun > BEGINNINGS * self.places {
-            self.places = PLACES_MAX.min(self.places + 1);
+        } else if self.begun > BEGINNINGS * *places {
+            *places = PLACES_MAX.min(*places + 1);
             self.begun = 0;
         }
     }
 
     /// Gives a task a place.
-    pub(super) fn call(&mut self, task: &mut Task) {
-        self.taken += 1;
+    pub(super) fn call(&mut self, task: &mut Task, is_installed: bool) {
+        self.line(is_installed).taken += 1;
         *task = Task::FileCalled;
     }
 
     /// A place, and a buffer with it.
-    fn take_buffer(&mut self) -> Task {
-        self.taken += 1;
+    fn take_buffer(&mut self, is_installed: bool) -> Task {
+        self.line(is_installed).taken += 1;
         Task::File(self.buffers.pop().unwrap_or_else(|| vec![0; FILE_BUFFER].into_boxed_slice()), 0)
     }
 
     /// Takes back what a task has, which then is none.
-    pub(super) fn give_back(&mut self, task: &mut Task) {
+    pub(super) fn give_back(&mut self, task: &mut Task, is_installed: bool) {
         match std::mem::replace(task, Task::None) {
             Task::File(buffer, _) => self.buffers.push(buffer),
             Task::FileCalled | Task::FileFetched => {}
             _ => return,
         }
-        self.taken -= 1;
+        self.line(is_installed).taken -= 1;
     }
 }
 
@@ -439,21 +469,23 @@ mod tests {
         let mut files = Files::default();
         let mut tasks: Vec<_> = (0..PLACES).map(|_| Task::None).collect();
         for (number, task) in tasks.iter_mut().enumerate() {
-            assert!(files.are_free());
-            if number % 2 == 0 { files.call(task) } else { *task = files.take_buffer() }
+            assert!(files.may_begin());
+            if number % 2 == 0 { files.call(task, true) } else { *task = files.take_buffer(true) }
         }
-        assert!(!files.are_free());
-        files.waiting.extend((7..9).map(|generation| Key { generation, ..KEY }));
+        assert!(!files.may_begin());
+        files.line(true).waiting.extend((7..9).map(|generation| Key { generation, ..KEY }));
         assert!(files.next().is_none());
+        files.line(false).waiting.push_back(KEY);
+        assert_eq!(files.next(), Some(KEY), "the other line is not full");
         for task in &mut tasks {
-            files.give_back(task);
+            files.give_back(task, true);
             // It has none any more.
-            files.give_back(task);
+            files.give_back(task, true);
         }
-        assert!(files.taken == 0 && !files.are_free(), "who waits comes first");
+        assert!(files.line(true).taken == 0 && !files.may_begin(), "who waits comes first");
         assert_eq!(files.next().unwrap().generation, 7);
         assert_eq!(files.next().unwrap().generation, 8);
-        assert!(files.next().is_none() && files.are_free());
+        assert!(files.next().is_none() && files.may_begin());
     }
 
     #[test]
@@ -462,15 +494,15 @@ mod tests {
         for _ in 0..10 {
             files.begun(BEGIN_MAX * 2);
         }
-        assert_eq!(files.places, PLACES_MIN);
+        assert_eq!(files.line(true).places, PLACES_MIN);
         for _ in 0..=BEGINNINGS * PLACES_MIN {
-            assert_eq!(files.places, PLACES_MIN);
+            assert_eq!(files.line(true).places, PLACES_MIN);
             files.begun(BEGIN_MAX);
         }
-        assert_eq!(files.places, PLACES_MIN + 1);
+        assert_eq!(files.line(true).places, PLACES_MIN + 1);
         for _ in 0..10_000 {
             files.begun(Duration::ZERO);
         }
-        assert_eq!(files.places, PLACES_MAX);
+        assert_eq!(files.line(true).places, PLACES_MAX);
     }
 }
