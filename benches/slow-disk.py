@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import socket
 import statistics
 import subprocess
@@ -28,9 +29,11 @@ import measure  # noqa: E402
 import servers  # noqa: E402
 
 SERVER_CPU, CLIENT_CPU = 0, 1
-HOT = "hot.html"
+HOT, CONTENT = "hot.html", b"a small file in memory\n"
 # Seconds between two questions of the hot client; and for which a server may answer from what it last saw.
 PERIOD, FRESH = 0.002, 1.2
+# Seconds after which an answer is not waited for any more.
+PATIENCE = 120
 CGROUPS = Path("/sys/fs/cgroup")
 NAME = "ringserve-slow-disk"
 PEERS = {**servers.PEERS, "nginx-threads": functools.partial(servers.nginx, tuning="aio threads;")}
@@ -104,7 +107,7 @@ def build(image, settings):
         file.truncate(settings.clients * bytes_per_file * 5 // 4 + (64 << 20))
     run("mkfs.ext4", "-q", "-F", image)
     with disk(image, settings) as root:
-        (root / HOT).write_text("hot\n")
+        (root / HOT).write_bytes(CONTENT)
         for number in range(settings.clients):
             (root / str(number)).write_bytes(os.urandom(bytes_per_file))
         os.sync()
@@ -117,9 +120,15 @@ def request(path):
 def ask(connection):
     began = time.perf_counter()
     connection.sendall(request(HOT))
-    answer = connection.recv(65536)
-    if not answer.startswith(b"HTTP/1.1 200"):
-        sys.exit(f"the hot client was answered {answer[:80]!r}")
+    answer = b""
+    while not answer.endswith(CONTENT):
+        try:
+            piece = connection.recv(65536)
+        except TimeoutError:
+            sys.exit(f"the hot client was not answered in {PATIENCE} seconds")
+        answer += piece
+        if not piece or not answer.startswith(b"HTTP/1.1 200"):
+            sys.exit(f"the hot client was answered {answer[:80]!r}")
     return time.perf_counter() - began
 
 
@@ -145,6 +154,7 @@ def round_of(name, launch, image, settings):
         for process in measure.tree(server.leader):
             put_in(process)
         hot = socket.create_connection(("127.0.0.1", server.port))
+        hot.settimeout(PATIENCE)
         ask(hot)
         Path("/proc/sys/vm/drop_caches").write_text("3")
         # The names stay known, and what is hot does: it is files that have to be waited for.
@@ -209,13 +219,18 @@ def main():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.sched_setaffinity(0, {CLIENT_CPU})
+    # What was made for this is put away whatever ends it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds = {name: [] for name in settings.launches}
     with tempfile.TemporaryDirectory(prefix="slow-disk-", dir=settings.folder) as folder:
         image = Path(folder) / "image"
         build(image, settings)
         for _ in range(settings.rounds):
             for name, launch in settings.launches.items():
-                rounds[name].append(round_of(name, launch, image, settings))
+                row = round_of(name, launch, image, settings)
+                print(f"{name}: p50 {row['p50']:.2f}, p99 {row['p99']:.2f}, longest {row['max']:,.1f} ms", file=sys.stderr)
+                rounds[name].append(row)
     print("| server | a hot file: p50 / p99 / max ms | longest wait of each round, ms | cold MB/s |")
     print("|---|---:|---:|---:|")
     for name, rows in rounds.items():

@@ -174,6 +174,33 @@ fn who_ends_his_side_and_stalls_is_sent_every_byte() {
     });
 }
 
+/// His socket is tried again after a pause, and what comes next may have to be read from the disk.
+#[test]
+fn who_ends_his_side_and_takes_a_cold_file_in_bursts_is_not_forgotten() {
+    const BURST: usize = 300_000;
+    let bytes = numbered_bytes(25 * BURST);
+    on_every_engine(|engine| {
+        let site = Site::with(&[("large.bin", &bytes)]);
+        // So he is not looked at in vain for more than a minute.
+        let server = Server::start(engine, &site, &["--send-timeout", "10m", "--cache-file-max", "64KiB"]);
+        chill(&site, "large.bin");
+        let mut client = Client::connect_slow(server.port);
+        client.request("GET", "/large.bin", &["Connection: close"]);
+        client.finish_sending();
+        assert_eq!(client.head().body_length(), bytes.len());
+        for burst in bytes.chunks(BURST) {
+            let (taken, left) = burst.split_at(BURST / 2);
+            assert!(client.take(taken.len()) == taken);
+            std::thread::sleep(Duration::from_millis(120));
+            chill(&site, "large.bin");
+            let began = Instant::now();
+            assert!(client.take(left.len()) == left);
+            assert!(began.elapsed() < Duration::from_secs(8), "nobody thought of him");
+        }
+        client.closes();
+    });
+}
+
 /// `ulimit -f`: a file in memory counts as a file, and one that is too large for the limit must not end the
 /// server.
 #[test]
