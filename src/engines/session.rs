@@ -269,8 +269,8 @@ impl AsFd for Session {
     }
 }
 
-/// Does as much of a load as the kernel can without waiting for a disk; `true` if that is all of it. Says
-/// whether it may have a disk begin, as in [`resident`](super::resident).
+/// Does as much of a load as the kernel can without waiting for a disk, which it may or may not have begin
+/// with something, as in [`resident`](super::resident); `true` if that is all of it.
 pub fn load_at_once(load: &mut Load, may_begin: bool) -> bool {
     loop {
         match load.next() {

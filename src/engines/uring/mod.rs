@@ -465,7 +465,7 @@ impl Loop<'_> {
         self.heavy.push_back(Completion { user_data, result: 0, flags: 0 });
     }
 
-    /// Those who waited for a load or a buffer of somebody else's get theirs.
+    /// Those who waited for a load or a place of somebody else's get theirs, and pauses end.
     fn wake_waiting(&mut self) -> io::Result<()> {
         while self.loads < self.seat.loads_max
             && let Some(key) = self.loads_waiting.pop_front()

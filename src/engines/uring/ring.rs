@@ -24,7 +24,7 @@ pub const BUFFERS: u16 = 256;
 /// The kernel's own threads that may wait for a ring's files at once, and for anything else. Left alone, it
 /// takes up to four for each CPU of the machine, however few of them are ours, and for anything else as many
 /// as the user may have processes; each counts as a process of the container. A disk is kept busy by so many,
-/// which is what `epoll` has helpers; for anything else none is wanted, for sockets are polled.
+/// as by the helpers that `epoll` has; for anything else none is wanted, for sockets are polled.
 const KERNEL_THREADS_MAX: [u32; 2] = [16, 4];
 
 /// The steps of the set-up, in their order. The engine relies on each.
