@@ -89,7 +89,7 @@ def disk(image, settings):
         try:
             (queue / "read_ahead_kb").write_text(str(settings.read_ahead))
             (queue / "nr_requests").write_text(str(settings.queue))
-            run("mount", "-o", "noatime", device, place)
+            run("mount", device, place)
             try:
                 yield Path(place)
             finally:

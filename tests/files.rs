@@ -108,6 +108,26 @@ fn more_clients_than_a_disk_is_given_at_once_all_get_their_files() {
     });
 }
 
+/// To note down when a file was read is a write, for which whoever reads it may have to wait for a disk.
+#[test]
+fn reading_leaves_the_access_time_as_it_was() {
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    on_every_engine(|engine| {
+        let site = Site::with(&[("large.bin", &*numbered_bytes(3 << 20)), ("small.txt", b"alpha\n")]);
+        let names = ["small.txt", "large.bin"];
+        for name in names {
+            let times = fs::FileTimes::new().set_accessed(long_ago);
+            File::options().write(true).open(site.path(name)).unwrap().set_times(times).unwrap();
+            chill(&site, name);
+        }
+        let server = Server::start(engine, &site, &[]);
+        for name in names {
+            assert_eq!(server.get(&format!("/{name}")).status, 200);
+            assert_eq!(fs::metadata(site.path(name)).unwrap().accessed().unwrap(), long_ago, "{name}");
+        }
+    });
+}
+
 /// A client that has ended its own side cannot be waited for like others: poll(2) always has news of it.
 /// Whether the process has a file open that lies there.
 fn holds(process: Pid, path: &Path) -> bool {

@@ -77,6 +77,8 @@ pub struct Load {
     /// to be later.
     began: u64,
     tries: u8,
+    /// Of `open(2)`, for what is to be read.
+    reading: OFlags,
     state: State,
 }
 
@@ -215,6 +217,7 @@ impl Load {
             count,
             began,
             tries: 0,
+            reading: site.reading(),
             state,
         }
     }
@@ -235,9 +238,15 @@ impl Load {
     #[expect(clippy::should_implement_trait, reason = "it lends what it yields, which no iterator can")]
     pub fn next(&mut self) -> Step<'_> {
         match &mut self.state {
-            State::Opening { name, target: None, .. }
-            | State::Opening { target: Some(name), .. }
-            | State::Probing { name, .. } => Step::Open {
+            State::Opening { name, target: None, .. } | State::Opening { target: Some(name), .. } => {
+                Step::Open {
+                    root: self.site.root(),
+                    path: name,
+                    flags: self.reading,
+                    resolve: self.site.resolve(),
+                }
+            }
+            State::Probing { name, .. } => Step::Open {
                 root: self.site.root(),
                 path: name,
                 flags: Site::OPEN,
@@ -277,7 +286,12 @@ impl Load {
             State::Opening { number, name, target } => {
                 self.state = match result.and_then(|file| Ok((fstat(&file)?, file))) {
                     Ok((stat, file)) => match FileType::from_raw_mode(stat.st_mode) {
-                        FileType::RegularFile => self.body(name, file, Identity::of(&stat)),
+                        FileType::RegularFile => {
+                            if !self.reading.contains(OFlags::NOATIME) {
+                                self.site.has_read_openly(&stat);
+                            }
+                            self.body(name, file, Identity::of(&stat))
+                        }
                         FileType::Directory if matches!(self.want, Want::Plain) && !self.is_directory() => {
                             State::Done(Arc::new(Entry::redirect(&self.path)))
                         }
@@ -523,6 +537,11 @@ impl Load {
             return State::Opening { number, name, target };
         }
         match Errno::from_io_error(error) {
+            Some(Errno::PERM) if self.reading.contains(OFlags::NOATIME) => {
+                self.site.must_not_hide_reads();
+                self.reading = Site::OPEN;
+                State::Opening { number, name, target }
+            }
             // A link has left the root; an absolute one does so even where it comes back in.
             Some(Errno::XDEV) if target.is_none() => State::Following { number, name },
             Some(Errno::ACCESS | Errno::PERM) => self.another(number, Status::Forbidden),
@@ -578,4 +597,36 @@ fn with_suffix(name: &CStr, coding: Coding) -> CString {
 
 fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::site::Rules;
+    use std::fs;
+
+    #[test]
+    fn reads_are_hidden_where_the_kernel_lets_them_be() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a"), "a").unwrap();
+        let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
+        let load = || Load::plain(&site, b"/a", None, 0);
+        let is_to_be_hidden = |load: &mut Load| match load.next() {
+            Step::Open { flags, .. } => flags.contains(OFlags::NOATIME),
+            _ => panic!("it is not open"),
+        };
+        let refused = || Err(Errno::PERM.into());
+
+        let mut first = load();
+        assert!(is_to_be_hidden(&mut first));
+        first.opened(refused());
+        assert!(!is_to_be_hidden(&mut first) && !is_to_be_hidden(&mut load()));
+        first.opened(Ok(fs::File::open(folder.path().join("a")).unwrap().into()));
+        assert!(is_to_be_hidden(&mut load()), "it was our own");
+
+        let mut another = load();
+        another.opened(refused());
+        another.opened(refused());
+        assert!(matches!(*another.finish().entry, Entry::Nothing(Status::Forbidden)));
+    }
 }

@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, readlink, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat, readlink, statat};
 use rustix::io::Errno;
+use rustix::process::{Uid, geteuid};
 
 use crate::clock::Tick;
 
@@ -84,6 +85,9 @@ pub struct Site {
     directories: Directories,
     /// Whether somebody has the pages of a body put together.
     gathering: Arc<AtomicBool>,
+    /// Whether reading is believed to be allowed without being noted down.
+    may_hide_reads: AtomicBool,
+    user: Uid,
     /// Made, instead of found beneath the root.
     pages: Option<Pages>,
 }
@@ -107,6 +111,8 @@ impl Site {
             changes: Arc::default(),
             directories: Directories::default(),
             gathering: Arc::default(),
+            may_hide_reads: AtomicBool::new(true),
+            user: geteuid(),
             pages: None,
         })
     }
@@ -122,6 +128,25 @@ impl Site {
     /// The root, for `openat2(2)`.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// How a file is opened to be read: so that its access time stays as it is, as far as is known to be
+    /// allowed. Noting one down is a write of its own, for which whoever reads may have to wait for the disk,
+    /// though what he reads is in memory.
+    pub(super) fn reading(&self) -> OFlags {
+        if self.may_hide_reads.load(Ordering::Relaxed) { Site::OPEN | OFlags::NOATIME } else { Site::OPEN }
+    }
+
+    /// The kernel has refused that: the file belongs to somebody else, and so will others.
+    pub(super) fn must_not_hide_reads(&self) {
+        self.may_hide_reads.store(false, Ordering::Relaxed);
+    }
+
+    /// A file was opened without that. If it is the server's own, others may be so, too.
+    pub(super) fn has_read_openly(&self, stat: &Stat) {
+        if stat.st_uid == self.user.as_raw() {
+            self.may_hide_reads.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The rules.

@@ -6,20 +6,22 @@
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{fstat, makedev};
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
-use super::calls::{self, counted, openat2, pread, read, write};
-use super::resident::{is_cold, present};
+use super::calls::{self, counted, openat2, pread, read, sendfile, write};
+use super::resident::{come, is_cold};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 20;
@@ -32,8 +34,8 @@ const NICENESS: i32 = 15;
 const SLICE: u64 = 100_000;
 /// Bytes of a file that are read for a load before others have their turn.
 const READ_AT_ONCE: usize = 128 * 1024;
-/// Bytes between two looks whether a span has come from the disk.
-const STRIDE: usize = 64 * 1024;
+/// How often a span is waited for of which nothing has stayed in memory.
+const TRIES_MAX: usize = 4;
 
 /// Something that waits for a disk.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ pub enum Job {
 pub enum Done {
     /// The target is loaded.
     Loaded(Box<Loaded>),
-    /// The span has been read.
+    /// So many bytes from there on have been read.
     Read(Arc<Source>, u64, u64),
 }
 
@@ -83,8 +85,8 @@ impl Job {
         match self {
             Job::Load(load) => Done::Loaded(Box::new(finish(*load))),
             Job::Read(file, at, len) => {
-                fetch(&file, at, len);
-                Done::Read(file, at, len)
+                let there = fetch(&file, at, len);
+                Done::Read(file, at, there)
             }
         }
     }
@@ -124,23 +126,41 @@ fn read_piece(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Result<usize, 
     Ok(read)
 }
 
-/// Has the kernel read a span, and waits until it is there. Reading the first piece has the kernel read
-/// ahead, in few long reads; what comes by that is not copied. An error shows when it is sent.
-fn fetch(file: &Source, at: u64, len: u64) {
-    let mut buffer = vec![0; STRIDE];
-    let mut read = |at, len| while pread(file, &mut buffer[..len], at) == Err(Errno::INTR) {};
-    let end = at + len;
-    let first = len.min(STRIDE as u64);
-    read(at, first as usize);
-    // Where the kernel does not tell, it is believed to read ahead.
-    let tells = present(file.as_fd(), at, first) == Some(first);
-    for piece in (at + first..end).step_by(STRIDE) {
-        let len = (end - piece).min(STRIDE as u64);
-        let is_coming = !tells || present(file.as_fd(), piece, len) == Some(len);
-        // The first byte of a piece may be where the kernel is to go on reading ahead.
-        read(piece, if is_coming { 1 } else { len as usize });
+/// Where bytes go that nobody wants, if there is such a place.
+static NOWHERE: LazyLock<Option<File>> = LazyLock::new(|| {
+    let file = File::options().write(true).open("/dev/null").ok()?;
+    // A container may have a file there.
+    fstat(&file).is_ok_and(|stat| stat.st_rdev == makedev(1, 3)).then_some(file)
+});
+
+/// Has the kernel read a span, and waits until it is there; says how many bytes of it are, which is one at the
+/// least. An error shows when they are sent to somebody.
+fn fetch(file: &Source, at: u64, len: u64) -> u64 {
+    for _ in 0..TRIES_MAX {
+        let mut done = 0;
+        while done < len {
+            match pass_over(file, at + done, (len - done) as usize) {
+                Ok(n @ 1..) => done += n as u64,
+                Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => return len,
+            }
+        }
+        // What came first may have been thrown out again while the rest was waited for.
+        let there = come(file.as_fd(), at, len).unwrap_or(len);
+        if there > 0 {
+            return there;
+        }
     }
-    read(end - 1, 1);
+    1
+}
+
+/// Waits until bytes of a file are in the page cache, and says how many: they are sent nowhere, by which
+/// nothing is copied.
+fn pass_over(file: &Source, mut at: u64, len: usize) -> Result<usize, Errno> {
+    match &*NOWHERE {
+        Some(nowhere) => sendfile(nowhere, file, &mut at, len),
+        None => pread(file, &mut vec![0; len.min(READ_AT_ONCE)][..], at),
+    }
 }
 
 /// The helpers of one loop, which marks its jobs with keys.
@@ -355,12 +375,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines::resident::present;
     use crate::engines::resident::tests::cold_file;
     use crate::engines::session::tests::worker;
     use crate::http::{Connection, Ledger, Outbox};
     use crate::serve::Want;
     use rustix::event::{PollFd, PollFlags, poll};
-    use std::fs::File;
 
     #[test]
     fn every_job_comes_back_under_its_key() {
@@ -381,7 +401,7 @@ mod tests {
         while seen.len() < 100 {
             poll(&mut [PollFd::new(&helpers, PollFlags::IN)], None).unwrap();
             for (key, done) in helpers.take_done() {
-                let Done::Read(_, at, 200_000) = done else { panic!("{done:?}") };
+                let Done::Read(_, at, 1..=200_000) = done else { panic!("{done:?}") };
                 assert_eq!(at, if key % 2 == 0 { key } else { 1 << 30 });
                 seen.push(key);
             }
@@ -446,7 +466,12 @@ mod tests {
         let file = cold_file(2 << 20);
         let file = Source::on_disk(file.into(), 2 << 20, &Ledger::default());
         for (at, len) in [(5, 1), (100_000, 500_000), ((2 << 20) - 70_000, 70_000)] {
-            fetch(&file, at, len);
+            let mut there = 0;
+            while there < len {
+                let more = fetch(&file, at + there, len - there);
+                assert!((1..=len - there).contains(&more));
+                there += more;
+            }
             // Not every kernel tells.
             assert!(present(file.as_fd(), at, len).is_none_or(|present| present == len), "{at}");
         }

@@ -9,13 +9,15 @@
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FsWord, fstatfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use crate::clock::Tick;
 use crate::http::{Outbox, Source};
 
 use super::calls::counted;
@@ -29,11 +31,16 @@ const PIECE: u64 = 256 * 1024;
 /// Bytes that the kernel is made to begin with at once. It finds pages for them there and then.
 const BEGUN: u64 = 1 << 20;
 
+/// How long a span that was found is taken to be there. What nobody reads the kernel throws out when it needs
+/// memory, and a client may take a span as slowly as it likes.
+const TRUSTED: Duration = Duration::from_secs(1);
+
 /// The span of a file that was last found in the page cache. It is not asked for again each time that a
 /// socket has taken a part of it. To be forgotten with the answer: by the next it may have gone.
 #[derive(Debug, Default)]
 pub struct Resident {
-    found: Option<(Weak<Source>, Range<u64>)>,
+    /// And until when it is trusted to be there.
+    found: Option<(Weak<Source>, Range<u64>, Tick)>,
     /// Bytes that the kernel has begun to read, from where nothing was found.
     coming: u64,
     /// Whether the file system knows no read that does not wait.
@@ -43,9 +50,10 @@ pub struct Resident {
 impl Resident {
     /// How much of a span is in the page cache, from its start.
     pub fn find(&mut self, file: &Arc<Source>, at: u64, len: u64, may_begin: bool) -> u64 {
-        if let Some((known, span)) = &self.found
-            && std::ptr::eq(known.as_ptr(), Arc::as_ptr(file))
+        if let Some((known, span, until)) = &self.found
+            && ptr::eq(known.as_ptr(), Arc::as_ptr(file))
             && span.contains(&at)
+            && Tick::now() < *until
         {
             return len.min(span.end - at);
         }
@@ -106,7 +114,7 @@ impl Resident {
 
     /// A span has just been read from the disk.
     pub fn found(&mut self, file: &Arc<Source>, span: Range<u64>) {
-        self.found = Some((Arc::downgrade(file), span));
+        self.found = Some((Arc::downgrade(file), span, Tick::now().after(TRUSTED)));
     }
 }
 
@@ -224,12 +232,16 @@ fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
 
 /// Whether a span that counts as present is there, for pages that are just being read count so, too. They
 /// arrive in order, as a rule, so that the last byte tells for all; but that may have been there before, or
-/// be a hole, and so samples are taken where anything was missing lately. `None` where the kernel cannot
-/// tell.
+/// be a hole, or the disk may do otherwise, and so all are looked at where anything was missing lately.
+/// `None` where the kernel cannot tell.
 fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     let is_wary = || seconds().saturating_sub(MISSED.load(Relaxed)) < WARY;
     match byte(file, at + len - 1) {
-        Ok(n) => Some(n > 0 && (!is_wary() || samples_are_there(file, at, len))),
+        Ok(0) => Some(false),
+        Ok(_) if is_wary() => {
+            Some(come(file, at, len).map_or_else(|| samples_are_there(file, at, len), |come| come == len))
+        }
+        Ok(_) => Some(true),
         Err(Errno::AGAIN) => {
             MISSED.store(seconds(), Relaxed);
             Some(false)
@@ -237,6 +249,40 @@ fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
         // A file system in memory knows no read that does not wait, and has nothing to wait for.
         Err(_) => fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC).then_some(true),
     }
+}
+
+/// How many bytes of a span, from its start, have been read (mincore(2)). To who neither owns the file nor may
+/// write it the kernel says so of all; `None` where it cannot say.
+pub fn come(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
+    let page = rustix::param::page_size();
+    // No page is smaller than 4 KiB.
+    let mut pages = [0; (SPAN_MAX / 4096) as usize];
+    let end = at + len;
+    let mut next = at - at % page as u64;
+    while next < end {
+        let mapped = (end - next).min(SPAN_MAX) as usize;
+        let (nowhere, offset) = (ptr::null_mut(), libc::off_t::try_from(next).ok()?);
+        // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours.
+        let place = counted(|| unsafe {
+            libc::mmap(nowhere, mapped, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        });
+        if place == libc::MAP_FAILED {
+            return None;
+        }
+        // SAFETY: so much is mapped, and there is a byte for each page of it.
+        let result = counted(|| unsafe { libc::mincore(place, mapped, pages.as_mut_ptr()) });
+        // SAFETY: it is ours, and nobody has looked into it.
+        counted(|| unsafe { libc::munmap(place, mapped) });
+        if result != 0 {
+            return None;
+        }
+        // Nothing is said of the other bits.
+        if let Some(there) = pages[..mapped.div_ceil(page)].iter().position(|page| page & 1 == 0) {
+            return Some((next + (there * page) as u64).saturating_sub(at));
+        }
+        next += mapped as u64;
+    }
+    Some(len)
 }
 
 fn seconds() -> u64 {
@@ -317,7 +363,7 @@ pub(super) mod tests {
             return;
         }
         assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20, true), None);
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         assert_eq!(is_resident(file.as_fd(), 0, 1), Some(false));
         assert!(!seems_resident(file.as_fd(), 0, 1 << 20));
     }
@@ -332,7 +378,7 @@ pub(super) mod tests {
         assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, false), None);
         let source = Arc::new(Source::on_disk(file.try_clone().unwrap().into(), 1 << 20, &Ledger::default()));
         assert_eq!(Resident::default().find(&source, 0, 1 << 20, false), 0);
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         assert_eq!(present(file.as_fd(), 0, 1 << 20), Some(0));
         // What is there can be had all the same.
         preadv2(&file, &mut [IoSliceMut::new(&mut [0; 5])], 0, ReadWriteFlags::empty()).unwrap();
@@ -385,7 +431,7 @@ pub(super) mod tests {
                 return;
             }
             resident = Resident::default();
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         panic!("it has not come in 10 seconds");
     }
@@ -400,6 +446,38 @@ pub(super) mod tests {
             let file = Arc::new(Source::on_disk(file, 10_000, &Ledger::default()));
             assert_eq!(Resident::default().find(&file, 5, 9_000, true), 9_000);
         }
+    }
+
+    #[test]
+    fn what_was_found_long_ago_may_have_gone() {
+        let file = cold_file(1 << 20);
+        // A file system in memory keeps it.
+        if is_resident(file.as_fd(), 0, 1) != Some(false) {
+            return;
+        }
+        let file = Arc::new(Source::on_disk(file.into(), 1 << 20, &Ledger::default()));
+        let mut resident = Resident::default();
+        resident.found(&file, 0..1 << 20);
+        std::thread::sleep(2 * TRUSTED);
+        assert_eq!(resident.find(&file, 5, 1000, false), 0);
+    }
+
+    #[test]
+    fn a_page_that_is_missing_in_the_midst_is_noticed() {
+        let file = cold_file(3 << 20);
+        // A file system in memory keeps it.
+        if is_resident(file.as_fd(), 0, 1) != Some(false) {
+            return;
+        }
+        preadv2(&file, &mut [IoSliceMut::new(&mut vec![0; 3 << 20])], 0, ReadWriteFlags::empty()).unwrap();
+        assert_eq!(come(file.as_fd(), 5, (3 << 20) - 5), Some((3 << 20) - 5));
+        let gone = std::num::NonZero::new(4096);
+        rustix::fs::fadvise(&file, 5 << 19, gone, rustix::fs::Advice::DontNeed).unwrap();
+        // Unless its page is part of a larger one, which stays.
+        if present(file.as_fd(), 5 << 19, 1) == Some(0) {
+            assert_eq!(come(file.as_fd(), 5, (3 << 20) - 5), Some((5 << 19) - 5));
+        }
+        assert_eq!(come(file.as_fd(), 5, 5000), Some(5000));
     }
 
     #[test]
