@@ -150,6 +150,7 @@ fn advance(load: &mut Load, manner: &mut Manner) -> bool {
             buffer.extend_from_slice(&piece[..*result.as_ref().unwrap_or(&0)]);
             load.read(result);
         }
+        Step::Note { .. } => load.noted(),
         Step::Gather(gathering) => {
             // Where the kernel does not do it, the bytes are the same.
             let _ = gathering.run();

@@ -107,6 +107,7 @@ fn load(mut load: Load) -> Loaded {
                 let result = pread(file, spare_capacity(buffer), at);
                 load.read(result.map_err(Into::into));
             }
+            Step::Note { .. } => load.noted(),
             Step::Gather(gathering) => {
                 let _ = gathering.run();
                 load.gathered();

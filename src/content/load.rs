@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
+use rustix::fs::{FileType, OFlags, ResolveFlags, Stat, fstat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -52,6 +52,15 @@ pub enum Step<'a> {
         /// Offset in the file.
         at: u64,
     },
+    /// `pread(file, a byte, at)`, where there is none: so that the file's access time is noted down now. That
+    /// is a write, which may have to wait for the disk also where what is to be read is in memory. Then call
+    /// [`Load::noted`], whatever came of it.
+    Note {
+        /// The open file.
+        file: BorrowedFd<'a>,
+        /// Its end.
+        at: u64,
+    },
     /// To put the pages of a body together, which may take a while; then call [`Load::gathered`], whatever
     /// came of it.
     Gather(&'a mut Gathering),
@@ -77,7 +86,7 @@ pub struct Load {
     /// to be later.
     began: u64,
     tries: u8,
-    /// Of `open(2)`, for what is to be read.
+    /// Of `open(2)`, for what is to be read; see [`reads`](super::reads).
     reading: OFlags,
     state: State,
 }
@@ -111,6 +120,12 @@ enum State {
     Following {
         number: usize,
         name: CString,
+    },
+    /// Having the kernel note down that it is read.
+    Noting {
+        name: CString,
+        file: OwnedFd,
+        stat: Box<Stat>,
     },
     Reading {
         name: CString,
@@ -217,7 +232,7 @@ impl Load {
             count,
             began,
             tries: 0,
-            reading: site.reading(),
+            reading: site.reads().flags(),
             state,
         }
     }
@@ -269,6 +284,9 @@ impl Load {
                 let at = buffer.len() as u64;
                 Step::Read { file: OwnedFd::as_fd(file), buffer, at }
             }
+            State::Noting { file, stat, .. } => {
+                Step::Note { file: OwnedFd::as_fd(file), at: Identity::of(stat).size }
+            }
             State::Gathering { gathering, .. } => Step::Gather(gathering),
             State::Done(_) => Step::Done,
         }
@@ -286,12 +304,7 @@ impl Load {
             State::Opening { number, name, target } => {
                 self.state = match result.and_then(|file| Ok((fstat(&file)?, file))) {
                     Ok((stat, file)) => match FileType::from_raw_mode(stat.st_mode) {
-                        FileType::RegularFile => {
-                            if !self.reading.contains(OFlags::NOATIME) {
-                                self.site.has_read_openly(&stat);
-                            }
-                            self.body(name, file, Identity::of(&stat))
-                        }
+                        FileType::RegularFile => self.regular(name, file, &stat),
                         FileType::Directory if matches!(self.want, Want::Plain) && !self.is_directory() => {
                             State::Done(Arc::new(Entry::redirect(&self.path)))
                         }
@@ -322,10 +335,22 @@ impl Load {
                 }
                 self.state = self.probe(found, next + 1);
             }
-            State::Reading { .. } | State::Gathering { .. } | State::Done(_) => {
+            State::Noting { .. } | State::Reading { .. } | State::Gathering { .. } | State::Done(_) => {
                 unreachable!("opened answers an Open")
             }
         }
+    }
+
+    /// [`Step::Note`] is done.
+    pub fn noted(&mut self) {
+        let done = State::Done(nothing(Status::InternalError));
+        let State::Noting { name, file, stat } = std::mem::replace(&mut self.state, done) else {
+            unreachable!("noted answers a Note");
+        };
+        if let Ok(now) = fstat(&file) {
+            self.site.reads().noted(&stat, &now);
+        }
+        self.state = self.body(name, file, Identity::of(&stat));
     }
 
     /// The result of [`Step::Read`]: how many bytes were appended.
@@ -399,6 +424,7 @@ impl Load {
     /// Bytes of the file that is being loaded, as far as is known: what comes of it is as much to do.
     pub fn size(&self) -> u64 {
         match &self.state {
+            State::Noting { stat, .. } => Identity::of(stat).size,
             State::Reading { identity, .. } | State::Gathering { identity, .. } => identity.size,
             State::Stamping { found, .. } | State::Probing { found, .. } => found.identity.size,
             State::Opening { .. } | State::Following { .. } | State::Done(_) => 0,
@@ -419,7 +445,15 @@ impl Load {
         self.path.ends_with(b"/")
     }
 
-    /// A regular file is open: its bytes are known already, or read now, or left in the file.
+    /// A regular file is open.
+    fn regular(&mut self, name: CString, file: OwnedFd, stat: &Stat) -> State {
+        if self.reading == Site::OPEN && self.site.reads().is_to_be_noted(stat, now()) {
+            return State::Noting { name, file, stat: Box::new(*stat) };
+        }
+        self.body(name, file, Identity::of(stat))
+    }
+
+    /// Its bytes are known already, or read now, or left in the file.
     fn body(&mut self, name: CString, file: OwnedFd, identity: Identity) -> State {
         if let Some(Entry::File(known)) = self.known.as_deref()
             && known.identity == identity
@@ -537,8 +571,8 @@ impl Load {
             return State::Opening { number, name, target };
         }
         match Errno::from_io_error(error) {
-            Some(Errno::PERM) if self.reading.contains(OFlags::NOATIME) => {
-                self.site.must_not_hide_reads();
+            Some(Errno::PERM) if self.reading != Site::OPEN => {
+                self.site.reads().must_show();
                 self.reading = Site::OPEN;
                 State::Opening { number, name, target }
             }
@@ -597,36 +631,4 @@ fn with_suffix(name: &CStr, coding: Coding) -> CString {
 
 fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::content::site::Rules;
-    use std::fs;
-
-    #[test]
-    fn reads_are_hidden_where_the_kernel_lets_them_be() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("a"), "a").unwrap();
-        let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
-        let load = || Load::plain(&site, b"/a", None, 0);
-        let is_to_be_hidden = |load: &mut Load| match load.next() {
-            Step::Open { flags, .. } => flags.contains(OFlags::NOATIME),
-            _ => panic!("it is not open"),
-        };
-        let refused = || Err(Errno::PERM.into());
-
-        let mut first = load();
-        assert!(is_to_be_hidden(&mut first));
-        first.opened(refused());
-        assert!(!is_to_be_hidden(&mut first) && !is_to_be_hidden(&mut load()));
-        first.opened(Ok(fs::File::open(folder.path().join("a")).unwrap().into()));
-        assert!(is_to_be_hidden(&mut load()), "it was our own");
-
-        let mut another = load();
-        another.opened(refused());
-        another.opened(refused());
-        assert!(matches!(*another.finish().entry, Entry::Nothing(Status::Forbidden)));
-    }
 }

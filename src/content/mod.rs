@@ -11,6 +11,7 @@ pub mod load;
 pub mod mime;
 pub mod pages;
 pub mod path;
+pub mod reads;
 pub mod site;
 pub mod store;
 

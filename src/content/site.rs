@@ -5,11 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat, readlink, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, readlink, statat};
 use rustix::io::Errno;
-use rustix::process::{Uid, geteuid};
 
 use crate::clock::Tick;
 
@@ -22,6 +21,7 @@ use super::directory::{self, Directories, Stamp};
 use super::entry::{Entry, File, Identity};
 use super::load::needs_tag_of_bytes;
 use super::pages::Pages;
+use super::reads::Reads;
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -85,9 +85,7 @@ pub struct Site {
     directories: Directories,
     /// Whether somebody has the pages of a body put together.
     gathering: Arc<AtomicBool>,
-    /// Whether reading is believed to be allowed without being noted down.
-    may_hide_reads: AtomicBool,
-    user: Uid,
+    reads: Reads,
     /// Made, instead of found beneath the root.
     pages: Option<Pages>,
 }
@@ -111,8 +109,7 @@ impl Site {
             changes: Arc::default(),
             directories: Directories::default(),
             gathering: Arc::default(),
-            may_hide_reads: AtomicBool::new(true),
-            user: geteuid(),
+            reads: Reads::default(),
             pages: None,
         })
     }
@@ -130,23 +127,9 @@ impl Site {
         self.root.as_fd()
     }
 
-    /// How a file is opened to be read: so that its access time stays as it is, as far as is known to be
-    /// allowed. Noting one down is a write of its own, for which whoever reads may have to wait for the disk,
-    /// though what he reads is in memory.
-    pub(super) fn reading(&self) -> OFlags {
-        if self.may_hide_reads.load(Ordering::Relaxed) { Site::OPEN | OFlags::NOATIME } else { Site::OPEN }
-    }
-
-    /// The kernel has refused that: the file belongs to somebody else, and so will others.
-    pub(super) fn must_not_hide_reads(&self) {
-        self.may_hide_reads.store(false, Ordering::Relaxed);
-    }
-
-    /// A file was opened without that. If it is the server's own, others may be so, too.
-    pub(super) fn has_read_openly(&self, stat: &Stat) {
-        if stat.st_uid == self.user.as_raw() {
-            self.may_hide_reads.store(true, Ordering::Relaxed);
-        }
+    /// Whether reading is noted down.
+    pub(super) fn reads(&self) -> &Reads {
+        &self.reads
     }
 
     /// The rules.

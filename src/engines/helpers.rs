@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{fstat, makedev};
@@ -21,7 +22,7 @@ use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
 use super::calls::{self, counted, openat2, pread, read, sendfile, write};
-use super::resident::{come, is_cold};
+use super::resident::{is_cold, readable};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 20;
@@ -34,6 +35,8 @@ const NICENESS: i32 = 15;
 const SLICE: u64 = 100_000;
 /// Bytes of a file that are read for a load before others have their turn.
 const READ_AT_ONCE: usize = 128 * 1024;
+/// What has come from a disk stays in memory for so long at the least.
+const KEPT: Duration = Duration::from_millis(100);
 /// How often a span is waited for of which nothing has stayed in memory.
 const TRIES_MAX: usize = 4;
 
@@ -106,6 +109,10 @@ fn finish(mut load: Load) -> Loaded {
                 // The kernel ends a slice only at its tick, and there are some hundred of these a second.
                 sched_yield();
             }
+            Step::Note { file, at } => {
+                let _ = pread(file, &mut [0; 1], at);
+                load.noted();
+            }
             Step::Gather(gathering) => {
                 let _ = counted(|| gathering.run());
                 load.gathered();
@@ -133,10 +140,11 @@ static NOWHERE: LazyLock<Option<File>> = LazyLock::new(|| {
     fstat(&file).is_ok_and(|stat| stat.st_rdev == makedev(1, 3)).then_some(file)
 });
 
-/// Has the kernel read a span, and waits until it is there; says how many bytes of it are, which is one at the
-/// least. An error shows when they are sent to somebody.
+/// Has the kernel read a span, and waits until it is there; says how many bytes of it are, which is one at
+/// the least. An error shows when they are sent to somebody.
 fn fetch(file: &Source, at: u64, len: u64) -> u64 {
     for _ in 0..TRIES_MAX {
+        let began = Instant::now();
         let mut done = 0;
         while done < len {
             match pass_over(file, at + done, (len - done) as usize) {
@@ -145,8 +153,11 @@ fn fetch(file: &Source, at: u64, len: u64) -> u64 {
                 Ok(0) | Err(_) => return len,
             }
         }
+        if began.elapsed() < KEPT {
+            return len;
+        }
         // What came first may have been thrown out again while the rest was waited for.
-        let there = come(file.as_fd(), at, len).unwrap_or(len);
+        let there = readable(file.as_fd(), at, len);
         if there > 0 {
             return there;
         }

@@ -251,9 +251,9 @@ fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     }
 }
 
-/// How many bytes of a span, from its start, have been read (mincore(2)). To who neither owns the file nor may
-/// write it the kernel says so of all; `None` where it cannot say.
-pub fn come(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
+/// How many bytes of a span, from its start, have been read (mincore(2)). To who neither owns the file nor
+/// may write it the kernel says so of all; `None` where it cannot say.
+fn come(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
     let page = rustix::param::page_size();
     // No page is smaller than 4 KiB.
     let mut pages = [0; (SPAN_MAX / 4096) as usize];
@@ -283,6 +283,18 @@ pub fn come(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
         next += mapped as u64;
     }
     Some(len)
+}
+
+/// The same for who has the time to try each page, whoever owns the file.
+pub fn readable(file: BorrowedFd, at: u64, len: u64) -> u64 {
+    let page = rustix::param::page_size() as u64;
+    let end = at + len;
+    let mut next = at;
+    // Where the kernel cannot tell, all of it is.
+    while next < end && byte(file, next) != Err(Errno::AGAIN) {
+        next = (next / page + 1) * page;
+    }
+    next.min(end) - at
 }
 
 fn seconds() -> u64 {
@@ -476,8 +488,10 @@ pub(super) mod tests {
         // Unless its page is part of a larger one, which stays.
         if present(file.as_fd(), 5 << 19, 1) == Some(0) {
             assert_eq!(come(file.as_fd(), 5, (3 << 20) - 5), Some((5 << 19) - 5));
+            assert_eq!(readable(file.as_fd(), 5, (3 << 20) - 5), (5 << 19) - 5);
         }
         assert_eq!(come(file.as_fd(), 5, 5000), Some(5000));
+        assert_eq!(readable(file.as_fd(), 5, 5000), 5000);
     }
 
     #[test]

@@ -408,6 +408,8 @@ impl Loop<'_> {
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
                 (Operation::Read, entry.build())
             }
+            // Unlike a read, it is tried at once for as long as it takes, unless by a thread of the kernel.
+            Step::Note { file, at } => (Operation::Read, send::byte(file, at).flags(squeue::Flags::ASYNC)),
             // The kernel does it in a thread of its own.
             Step::Gather(gathering) => {
                 let Ok(area) = gathering.prepare() else {
@@ -446,6 +448,8 @@ impl Loop<'_> {
             }
         } else if operation == Operation::Gather {
             load.gathered();
+        } else if matches!(load.next(), Step::Note { .. }) {
+            load.noted();
         } else {
             let Step::Read { buffer, .. } = load.next() else { unreachable!("a read was under way") };
             let read = number.map(|n| n as usize);

@@ -13,8 +13,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::AtomicU8;
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ use crate::engines::calls;
 use crate::engines::calls::counted;
 use crate::engines::resident::{Resident, SPAN_MAX};
 use crate::engines::transfer::{Sent, send_now};
-use crate::http::{Chunk, Source};
+use crate::http::Chunk;
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
@@ -121,7 +120,7 @@ impl Loop<'_> {
                         if resident.coming() > 0 {
                             *turn = turn.saturating_sub(resident.coming());
                             self.files.call(&mut slot.task, true);
-                            let entry = last_byte(file, at..at + resident.coming());
+                            let entry = byte(file.as_fd(), at + resident.coming() - 1);
                             return self.submit(key, Operation::FileFetch, entry);
                         }
                     }
@@ -323,11 +322,11 @@ impl Loop<'_> {
     }
 }
 
-/// Reads the last byte of a span.
-fn last_byte(file: &Source, span: Range<u64>) -> squeue::Entry {
+/// Reads a byte of a file.
+pub(super) fn byte(file: BorrowedFd, at: u64) -> squeue::Entry {
     // Where the kernel writes it, for all clients: nobody looks at it.
     static BYTE: AtomicU8 = AtomicU8::new(0);
-    opcode::Read::new(Fd(file.as_fd().as_raw_fd()), BYTE.as_ptr(), 1).offset(span.end - 1).build()
+    opcode::Read::new(Fd(file.as_raw_fd()), BYTE.as_ptr(), 1).offset(at).build()
 }
 
 /// Asks how much is in a socket's own queue.
