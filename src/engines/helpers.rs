@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ const SLICE: u64 = 100_000;
 const READ_AT_ONCE: usize = 128 * 1024;
 /// What has come from a disk stays in memory for so long at the least.
 const KEPT: Duration = Duration::from_millis(100);
-/// How often a span is waited for of which nothing has stayed in memory.
-const TRIES_MAX: usize = 4;
+/// So much of a span is sent whatever the kernel throws out.
+const SPAN_MIN: u64 = 64 * 1024;
 
 /// Something that waits for a disk.
 #[derive(Debug)]
@@ -135,34 +136,36 @@ fn read_piece(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Result<usize, 
 
 /// Where bytes go that nobody wants, if there is such a place.
 static NOWHERE: LazyLock<Option<File>> = LazyLock::new(|| {
-    let file = File::options().write(true).open("/dev/null").ok()?;
-    // A container may have a file there.
+    // A container may have something else there.
+    let file = File::options().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/null").ok()?;
     fstat(&file).is_ok_and(|stat| stat.st_rdev == makedev(1, 3)).then_some(file)
 });
 
-/// Has the kernel read a span, and waits until it is there; says how many bytes of it are, which is one at
-/// the least. An error shows when they are sent to somebody.
-fn fetch(file: &Source, at: u64, len: u64) -> u64 {
-    for _ in 0..TRIES_MAX {
+/// Has the kernel read a span, and waits until it is there; says how many bytes of it are. An error shows
+/// when they are sent to somebody.
+fn fetch(file: &Source, at: u64, mut len: u64) -> u64 {
+    loop {
         let began = Instant::now();
         let mut done = 0;
         while done < len {
             match pass_over(file, at + done, (len - done) as usize) {
                 Ok(n @ 1..) => done += n as u64,
                 Err(Errno::INTR) => {}
+                Ok(0) | Err(_) if done > 0 => return done,
                 Ok(0) | Err(_) => return len,
             }
         }
-        if began.elapsed() < KEPT {
+        if began.elapsed() < KEPT || len <= SPAN_MIN {
             return len;
         }
         // What came first may have been thrown out again while the rest was waited for.
         let there = readable(file.as_fd(), at, len);
-        if there > 0 {
+        if there >= SPAN_MIN {
             return there;
         }
+        // It was too much to come by at once.
+        len = SPAN_MIN.max(len / 8);
     }
-    1
 }
 
 /// Waits until bytes of a file are in the page cache, and says how many: they are sent nowhere, by which

@@ -482,6 +482,10 @@ pub(super) mod tests {
             return;
         }
         preadv2(&file, &mut [IoSliceMut::new(&mut vec![0; 3 << 20])], 0, ReadWriteFlags::empty()).unwrap();
+        // Not every file system tells.
+        if present(file.as_fd(), 0, 3 << 20) != Some(3 << 20) {
+            return;
+        }
         assert_eq!(come(file.as_fd(), 5, (3 << 20) - 5), Some((3 << 20) - 5));
         let gone = std::num::NonZero::new(4096);
         rustix::fs::fadvise(&file, 5 << 19, gone, rustix::fs::Advice::DontNeed).unwrap();

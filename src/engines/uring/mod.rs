@@ -142,8 +142,6 @@ struct Slot {
 struct Installed {
     socket: OwnedFd,
     resident: Resident,
-    /// Bytes that may still be read for it before others have their turn.
-    turn: u64,
 }
 
 impl Drop for Installed {

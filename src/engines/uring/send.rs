@@ -22,7 +22,7 @@ use io_uring::{opcode, squeue};
 
 use crate::engines::calls;
 use crate::engines::calls::counted;
-use crate::engines::resident::{Resident, SPAN_MAX};
+use crate::engines::resident::Resident;
 use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
 use crate::serve::Want;
@@ -93,23 +93,19 @@ impl Loop<'_> {
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
                     let line = self.files.line(slot.installed.is_some());
-                    let installed = slot.installed.as_deref_mut();
                     // There may be fewer places by now.
                     if !is_called || line.is_full() {
                         slot.task = Task::FileWaiting;
-                        if is_called || installed.is_some_and(|installed| installed.turn > 0) {
+                        if is_called {
                             line.waiting.push_front(key);
                         } else {
                             line.waiting.push_back(key);
                         }
                         return Ok(());
                     }
-                    if let Some(Installed { resident, turn, .. }) = installed
+                    if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut()
                         && !is_fetched
                     {
-                        if *turn == 0 {
-                            *turn = SPAN_MAX;
-                        }
                         if resident.coming() == 0 {
                             let before = Instant::now();
                             resident.begin(file, at, len);
@@ -118,7 +114,6 @@ impl Loop<'_> {
                             }
                         }
                         if resident.coming() > 0 {
-                            *turn = turn.saturating_sub(resident.coming());
                             self.files.call(&mut slot.task, true);
                             let entry = byte(file.as_fd(), at + resident.coming() - 1);
                             return self.submit(key, Operation::FileFetch, entry);
@@ -174,7 +169,7 @@ impl Loop<'_> {
             return self.carry_out(key, Want::Close);
         }
         slot(&mut self.slots, key).installed =
-            Some(Box::new(Installed { socket: descriptor, resident: Resident::default(), turn: 0 }));
+            Some(Box::new(Installed { socket: descriptor, resident: Resident::default() }));
         self.send(key)
     }
 
@@ -182,8 +177,7 @@ impl Loop<'_> {
     /// submission; what waits, for more room in the socket or for a disk, is submitted.
     fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Installed { socket, resident, .. } =
-            slot.installed.as_deref_mut().expect("the caller has looked");
+        let Installed { socket, resident } = slot.installed.as_deref_mut().expect("the caller has looked");
         let may_begin = self.files.may_begin();
         let (sent, progress) =
             send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len, may_begin));
@@ -223,7 +217,6 @@ impl Loop<'_> {
         } else {
             if let Some(installed) = &mut slot.installed {
                 installed.resident = Resident::default();
-                installed.turn = 0;
             }
             self.seat.worker.turn(&mut slot.conn, &[], &mut slot.outbox)
         };
@@ -263,7 +256,6 @@ impl Loop<'_> {
         };
         if let Some(installed) = &mut slot.installed {
             installed.resident.found(file, at..at + result as u64);
-            installed.turn = installed.turn.saturating_sub(result as u64);
             self.files.give_back(&mut slot.task, slot.installed.is_some());
             return self.send_now(key);
         }
