@@ -490,4 +490,12 @@ mod tests {
             assert!(present(file.as_fd(), at, len).is_none_or(|present| present == len), "{at}");
         }
     }
+    #[test]
+    fn what_never_is_in_the_page_cache_is_sent_all_the_same() {
+        let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        // The kernel reads no page into a hole there.
+        rustix::fs::ftruncate(&file, 3 << 20).unwrap();
+        let file = Source::on_disk(file, 3 << 20, &Ledger::default());
+        assert!(fetch(&file, 5, 2 << 20) >= SPAN_MIN);
+    }
 }

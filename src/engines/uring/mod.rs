@@ -406,7 +406,7 @@ impl Loop<'_> {
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
                 (Operation::Read, entry.build())
             }
-            // Unlike a read, it is tried at once for as long as it takes, unless by a thread of the kernel.
+            // In the ring's own first attempt the kernel would write at once, however long that takes.
             Step::Note { file, at } => (Operation::Read, send::byte(file, at).flags(squeue::Flags::ASYNC)),
             // The kernel does it in a thread of its own.
             Step::Gather(gathering) => {
