@@ -9,6 +9,7 @@
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -50,7 +51,7 @@ impl Resident {
     /// How much of a span is in the page cache, from its start.
     pub fn find(&mut self, file: &Arc<Source>, at: u64, len: u64, may_begin: bool) -> u64 {
         if let Some((known, span, until)) = &self.found
-            && std::ptr::eq(known.as_ptr(), Arc::as_ptr(file))
+            && ptr::eq(known.as_ptr(), Arc::as_ptr(file))
             && span.contains(&at)
             && Tick::now() < *until
         {
@@ -231,12 +232,16 @@ fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
 
 /// Whether a span that counts as present is there, for pages that are just being read count so, too. They
 /// arrive in order, as a rule, so that the last byte tells for all; but that may have been there before, or
-/// be a hole, and so samples are taken where anything was missing lately. `None` where the kernel cannot
-/// tell.
+/// be a hole, or the disk may do otherwise, and so all are looked at where anything was missing lately.
+/// `None` where the kernel cannot tell.
 fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     let is_wary = || seconds().saturating_sub(MISSED.load(Relaxed)) < WARY;
     match byte(file, at + len - 1) {
-        Ok(n) => Some(n > 0 && (!is_wary() || samples_are_there(file, at, len))),
+        Ok(0) => Some(false),
+        Ok(_) if is_wary() => {
+            Some(come(file, at, len).map_or_else(|| samples_are_there(file, at, len), |come| come == len))
+        }
+        Ok(_) => Some(true),
         Err(Errno::AGAIN) => {
             MISSED.store(seconds(), Relaxed);
             Some(false)
@@ -246,8 +251,41 @@ fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     }
 }
 
-/// How many bytes of a span, from its start, can be had without waiting. For who has the time to try each
-/// page.
+/// How many bytes of a span, from its start, have been read (mincore(2)). To who neither owns the file nor
+/// may write it the kernel says so of all; `None` where it cannot say.
+fn come(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
+    let page = rustix::param::page_size();
+    // No page is smaller than 4 KiB.
+    let mut pages = [0; (SPAN_MAX / 4096) as usize];
+    let end = at + len;
+    let mut next = at - at % page as u64;
+    while next < end {
+        let mapped = (end - next).min(SPAN_MAX) as usize;
+        let (nowhere, offset) = (ptr::null_mut(), libc::off_t::try_from(next).ok()?);
+        // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours.
+        let place = counted(|| unsafe {
+            libc::mmap(nowhere, mapped, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        });
+        if place == libc::MAP_FAILED {
+            return None;
+        }
+        // SAFETY: so much is mapped, and there is a byte for each page of it.
+        let result = counted(|| unsafe { libc::mincore(place, mapped, pages.as_mut_ptr()) });
+        // SAFETY: it is ours, and nobody has looked into it.
+        counted(|| unsafe { libc::munmap(place, mapped) });
+        if result != 0 {
+            return None;
+        }
+        // Nothing is said of the other bits.
+        if let Some(there) = pages[..mapped.div_ceil(page)].iter().position(|page| page & 1 == 0) {
+            return Some((next + (there * page) as u64).saturating_sub(at));
+        }
+        next += mapped as u64;
+    }
+    Some(len)
+}
+
+/// The same for who has the time to try each page, whoever owns the file.
 pub fn readable(file: BorrowedFd, at: u64, len: u64) -> u64 {
     let page = rustix::param::page_size() as u64;
     let end = at + len;
@@ -448,13 +486,15 @@ pub(super) mod tests {
         if present(file.as_fd(), 0, 3 << 20) != Some(3 << 20) {
             return;
         }
-        assert_eq!(readable(file.as_fd(), 5, (3 << 20) - 5), (3 << 20) - 5);
+        assert_eq!(come(file.as_fd(), 5, (3 << 20) - 5), Some((3 << 20) - 5));
         let gone = std::num::NonZero::new(4096);
         rustix::fs::fadvise(&file, 5 << 19, gone, rustix::fs::Advice::DontNeed).unwrap();
         // Unless its page is part of a larger one, which stays.
         if present(file.as_fd(), 5 << 19, 1) == Some(0) {
+            assert_eq!(come(file.as_fd(), 5, (3 << 20) - 5), Some((5 << 19) - 5));
             assert_eq!(readable(file.as_fd(), 5, (3 << 20) - 5), (5 << 19) - 5);
         }
+        assert_eq!(come(file.as_fd(), 5, 5000), Some(5000));
         assert_eq!(readable(file.as_fd(), 5, 5000), 5000);
     }
 
