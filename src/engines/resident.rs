@@ -332,6 +332,11 @@ pub(super) mod tests {
         file
     }
 
+    /// The same, if they have really gone and the kernel says so: a file system in memory keeps them.
+    fn gone_file(size: usize) -> Option<File> {
+        Some(cold_file(size)).filter(|file| is_resident(file.as_fd(), 0, 1) == Some(false))
+    }
+
     #[test]
     fn what_was_just_written_is_there_and_what_lies_behind_the_end_is_not() {
         let path = tempfile::NamedTempFile::new().unwrap();
@@ -369,11 +374,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_long_span_that_must_be_waited_for_is_not_even_begun() {
-        let file = cold_file(1 << 20);
-        // A file system in memory keeps it.
-        if is_resident(file.as_fd(), 0, 1) != Some(false) {
-            return;
-        }
+        let Some(file) = gone_file(1 << 20) else { return };
         assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20, true), None);
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(is_resident(file.as_fd(), 0, 1), Some(false));
@@ -382,11 +383,7 @@ pub(super) mod tests {
 
     #[test]
     fn who_may_not_begin_does_not() {
-        let file = cold_file(1 << 20);
-        // A file system in memory keeps it.
-        if is_resident(file.as_fd(), 0, 1) != Some(false) {
-            return;
-        }
+        let Some(file) = gone_file(1 << 20) else { return };
         assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, false), None);
         let source = Arc::new(Source::on_disk(file.try_clone().unwrap().into(), 1 << 20, &Ledger::default()));
         assert_eq!(Resident::default().find(&source, 0, 1 << 20, false), 0);
@@ -429,11 +426,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_was_begun_comes_without_anybody_waiting_for_it() {
-        let file = cold_file(2 << 20);
-        // A file system in memory keeps it.
-        if is_resident(file.as_fd(), 0, 1) != Some(false) {
-            return;
-        }
+        let Some(file) = gone_file(2 << 20) else { return };
         let file = Arc::new(Source::on_disk(file.into(), 2 << 20, &Ledger::default()));
         let mut resident = Resident::default();
         resident.begin(&file, 0, 2 << 20);
@@ -462,11 +455,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_was_found_long_ago_may_have_gone() {
-        let file = cold_file(1 << 20);
-        // A file system in memory keeps it.
-        if is_resident(file.as_fd(), 0, 1) != Some(false) {
-            return;
-        }
+        let Some(file) = gone_file(1 << 20) else { return };
         let file = Arc::new(Source::on_disk(file.into(), 1 << 20, &Ledger::default()));
         let mut resident = Resident::default();
         resident.found(&file, 0..1 << 20);
@@ -476,11 +465,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_page_that_is_missing_in_the_midst_is_noticed() {
-        let file = cold_file(3 << 20);
-        // A file system in memory keeps it.
-        if is_resident(file.as_fd(), 0, 1) != Some(false) {
-            return;
-        }
+        let Some(file) = gone_file(3 << 20) else { return };
         preadv2(&file, &mut [IoSliceMut::new(&mut vec![0; 3 << 20])], 0, ReadWriteFlags::empty()).unwrap();
         // Not every file system tells.
         if present(file.as_fd(), 0, 3 << 20) != Some(3 << 20) {
