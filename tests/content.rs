@@ -502,13 +502,22 @@ fn a_file_that_changes_in_an_old_directory_is_noticed() {
 fn a_sibling_that_comes_or_goes_in_an_old_directory_is_noticed() {
     on_every_engine(|engine| {
         let site = Site::with(&[("sub/page.html", "as it is"), ("other.html", "other")]);
+        // So many without any that it is known in the end that there is none at all.
+        let many = |range: std::ops::Range<u8>| range.map(|number| format!("sub/{number}.html"));
+        for name in many(0..40) {
+            site.write(&name, "one of many");
+        }
         // From here on an unchanged directory proves that no name has come or gone in it.
         std::thread::sleep(Duration::from_millis(3100));
         let server = Server::start(engine, &site, &["--fresh", "300ms"]);
-        let ask = |target| server.ask("GET", target, &["Accept-Encoding: gzip"]).text();
-        for _ in 0..3 {
+        let ask = |target: &str| server.ask("GET", target, &["Accept-Encoding: gzip"]).text();
+        for of_many in [0..20, 20..22, 22..24] {
             assert_eq!((ask("/sub/page.html"), ask("/other.html")), ("as it is".into(), "other".into()));
+            assert!(many(of_many).all(|name| ask(&format!("/{name}")) == "one of many"));
             std::thread::sleep(Duration::from_millis(500));
+        }
+        for name in many(0..40) {
+            site.write(&format!("{name}.gz"), "one");
         }
         site.write("sub/page.html.gz", "smaller");
         site.write("other.html.gz", "less");
@@ -516,6 +525,9 @@ fn a_sibling_that_comes_or_goes_in_an_old_directory_is_noticed() {
         // The first to ask has it looked at again.
         let _ = (ask("/sub/page.html"), ask("/other.html"));
         assert_eq!((ask("/sub/page.html"), ask("/other.html")), ("smaller".into(), "less".into()));
+        assert!(many(24..40).all(|name| ask(&format!("/{name}")) == "one"), "of who was not asked for yet");
+        let _ = many(0..24).map(|name| ask(&format!("/{name}"))).count();
+        assert!(many(0..24).all(|name| ask(&format!("/{name}")) == "one"));
         fs::remove_file(site.path("sub/page.html.gz")).unwrap();
         std::thread::sleep(Duration::from_millis(900));
         assert_eq!((ask("/sub/page.html"), ask("/other.html")), ("as it is".into(), "less".into()));

@@ -156,6 +156,10 @@ fn advance(load: &mut Load, manner: &mut Manner) -> bool {
             let _ = gathering.run();
             load.gathered();
         }
+        Step::List(listing) => {
+            listing.run();
+            load.listed();
+        }
         Step::Done => return true,
     }
     false

@@ -112,6 +112,10 @@ fn load(mut load: Load) -> Loaded {
                 let _ = gathering.run();
                 load.gathered();
             }
+            Step::List(listing) => {
+                listing.run();
+                load.listed();
+            }
             Step::Done => return load.finish(),
         }
     }

@@ -176,7 +176,8 @@ impl Gathering {
     }
 }
 
-/// Leave to put the pages of one body together. There is one at a time, for each takes a whole huge page.
+/// Leave to do what is done by one at a time: to put the pages of a body together, which takes a whole huge
+/// page, or to list a directory.
 #[derive(Debug)]
 pub(super) struct Permit(Arc<AtomicBool>);
 

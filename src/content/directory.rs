@@ -1,23 +1,37 @@
 //! Whether anything has come or gone in a directory, so that what was not there need not be looked for again.
 //!
 //! A file's precompressed siblings are names beside it, and most files have none. As long as the directory's
-//! own `stat` stays the same, no name in it has appeared or gone (inode(7): mtime of a directory).
+//! own `stat` stays the same, no name in it has appeared or gone (inode(7): mtime of a directory). Where file
+//! after file lacks them, the directory is listed once ([`Listing`]), and what no name in it ends in is not
+//! looked for beside the others.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FsWord, fstat, fstatfs};
+use rustix::fs::{FsWord, Mode, OFlags, RawDir, fstat, fstatfs, openat2};
 use twox_hash::XxHash3_64;
 
 use crate::clock::Tick;
+use crate::http::negotiate::{Coding, Codings};
 
+use super::body::Permit;
 use super::entry::Identity;
+use super::load::now;
+use super::site::Site;
 
 /// Directories remembered.
 const KNOWN_MAX: usize = 4096;
+/// Files that lack a sibling, until their directory is listed.
+const MISSES: u32 = 16;
+/// A directory of more names is not worth it.
+const NAMES_MAX: usize = 32 * 1024;
+/// Bytes of names asked for at once.
+const LISTED_AT_ONCE: usize = 32 * 1024;
+/// The one letter beyond ASCII that a suffix may be written with.
+const ZST_WITH_LONG_S: &str = ".z\u{17f}t";
 
 /// File systems whose directories change their `stat` with every name that comes or goes, by their magic
 /// number (statfs(2)). Those of networks and of user space may not.
@@ -77,30 +91,131 @@ impl Clone for Stamp {
     }
 }
 
-/// The stamps of directories, for as long as the clock does not go on. All threads share them.
+/// What is known of directories, by their names. All threads share it.
 #[derive(Debug, Default)]
-pub struct Directories(Mutex<Looks>);
+pub struct Directories(Mutex<HashMap<Box<[u8]>, Look>>);
 
-/// What directories looked like when, by their names.
-type Looks = HashMap<Box<[u8]>, (Tick, Stamp)>;
+/// What a directory looked like.
+#[derive(Debug, Default)]
+struct Look {
+    /// When.
+    at: Tick,
+    stamp: Stamp,
+    /// Files in it that were found to lack a sibling.
+    misses: u32,
+    /// What its names end in, if it was listed.
+    endings: Option<Codings>,
+}
 
 impl Directories {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, Look>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What a directory looked like when it was looked at within this tick.
     pub(super) fn get(&self, name: &[u8], now: Tick) -> Option<Stamp> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(name).filter(|(tick, _)| *tick == now).map(|(_, stamp)| stamp.clone())
+        self.lock().get(name).filter(|look| look.at == now).map(|look| look.stamp.clone())
     }
 
     /// Remembers what a directory looked like. It was looked at after `now`.
     pub(super) fn insert(&self, name: &[u8], now: Tick, stamp: Stamp) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.lock();
+        if let Some(look) = known.get_mut(name) {
+            if !look.stamp.proves(&stamp) {
+                *look = Look::default();
+            }
+            (look.at, look.stamp) = (now, stamp);
+            return;
+        }
         if known.len() >= KNOWN_MAX {
-            known.retain(|_, (tick, _)| *tick == now);
+            known.retain(|_, look| look.at == now);
             if known.len() >= KNOWN_MAX {
                 return;
             }
         }
-        known.insert(name.into(), (now, stamp));
+        known.insert(name.into(), Look { at: now, stamp, ..Look::default() });
+    }
+
+    /// Which siblings there may be in a directory that looks like this.
+    pub(super) fn endings(&self, name: &[u8], stamp: &Stamp) -> Codings {
+        let known = self.lock();
+        let look = known.get(name).filter(|look| look.stamp.proves(stamp));
+        look.and_then(|look| look.endings).unwrap_or(Codings::ALL)
+    }
+
+    /// A file in a directory that looks like this lacks a sibling. Whether that is worth a [`Listing`].
+    pub(super) fn missed(&self, name: &[u8], stamp: &Stamp) -> bool {
+        let mut known = self.lock();
+        let look = known.get_mut(name).filter(|look| look.stamp.proves(stamp) && look.endings.is_none());
+        look.is_some_and(|look| {
+            look.misses += 1;
+            look.misses >= MISSES
+        })
+    }
+
+    /// A directory that looks like this was listed.
+    fn listed(&self, name: &[u8], stamp: &Stamp, endings: Codings) {
+        if let Some(look) = self.lock().get_mut(name)
+            && look.stamp.proves(stamp)
+        {
+            look.endings = Some(endings);
+        }
+    }
+}
+
+/// A directory to be listed, for which a disk may have to be waited for.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    site: Arc<Site>,
+    directory: CString,
+    stamp: Stamp,
+    _permit: Arc<Permit>,
+}
+
+impl Listing {
+    /// Of a directory that looks like this.
+    pub(super) fn new(site: &Arc<Site>, directory: &[u8], stamp: &Stamp, permit: Permit) -> Listing {
+        let directory = CString::new(directory).expect("a part of a C string has no NUL");
+        Listing { site: site.clone(), directory, stamp: stamp.clone(), _permit: Arc::new(permit) }
+    }
+
+    /// Lists it. Where that cannot be done, it is not tried again until the directory has changed.
+    pub fn run(&self) {
+        let endings = self.endings().unwrap_or(Codings::ALL);
+        self.site.directories().listed(self.directory.to_bytes(), &self.stamp, endings);
+    }
+
+    /// What its names end in; `None` where that cannot be told.
+    fn endings(&self) -> Option<Codings> {
+        let flags = Site::OPEN | OFlags::DIRECTORY;
+        let (root, resolve) = (self.site.root(), self.site.resolve());
+        let directory = openat2(root, &*self.directory, flags, Mode::empty(), resolve).ok()?;
+        let mut buffer = Vec::with_capacity(LISTED_AT_ONCE);
+        let mut names = RawDir::new(&directory, buffer.spare_capacity_mut());
+        let mut endings = Codings::default();
+        let mut count = 0;
+        while let Some(name) = names.next() {
+            add_endings(name.ok()?.file_name().to_bytes(), &mut endings);
+            count += 1;
+            if count > NAMES_MAX || endings == Codings::ALL {
+                return None;
+            }
+        }
+        Stamp::of(&directory, now()).proves(&self.stamp).then_some(endings)
+    }
+}
+
+/// Adds the codings whose suffix a name has, be it in other letters that are the same to a file system which
+/// knows no capitals.
+fn add_endings(name: &[u8], endings: &mut Codings) {
+    let ends_in = |suffix: &str| {
+        let at = name.len().checked_sub(suffix.len());
+        at.is_some_and(|at| name[at..].eq_ignore_ascii_case(suffix.as_bytes()))
+    };
+    for coding in Coding::ALL {
+        if ends_in(coding.suffix()) || coding == Coding::Zstd && ends_in(ZST_WITH_LONG_S) {
+            endings.insert(coding);
+        }
     }
 }
 
@@ -113,7 +228,12 @@ pub(super) fn parent(name: &CStr) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::entry::SETTLED_SECONDS;
+    use crate::content::load::{Load, Step};
+    use crate::content::site::Rules;
     use std::fs::File;
+    use std::path::Path;
+    use std::time::Duration;
 
     #[test]
     fn a_stamp_changes_with_the_names_and_is_none_while_they_may_still_change() {
@@ -126,7 +246,7 @@ mod tests {
         // On a file system that is not trusted nothing is claimed, and there is nothing to test.
         if before.proves(&before) {
             assert!(Stamp::of(open(), later).proves(&before));
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
             File::create(folder.path().join("name")).unwrap();
             let after = Stamp::of(open(), later);
             assert!(!after.proves(&before));
@@ -149,6 +269,110 @@ mod tests {
         assert!(directories.get(name, now).is_none());
         assert!(directories.get(b"0", next).is_some());
         assert!(directories.0.lock().unwrap().len() <= KNOWN_MAX);
+    }
+
+    /// A site with so many files in a directory `d`, and names beside them, which have been there for long;
+    /// and the stamp of that directory, if that proves anything.
+    fn site_of(files: usize, others: &[&str]) -> (tempfile::TempDir, Arc<Site>, Option<Stamp>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d");
+        std::fs::create_dir(&path).unwrap();
+        let names = (0..files).map(|number| number.to_string());
+        for name in names.chain(others.iter().map(ToString::to_string)) {
+            std::fs::write(path.join(name), "a").unwrap();
+        }
+        let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
+        let stamp = settled_stamp(&path);
+        (folder, site, stamp)
+    }
+
+    fn settled_stamp(directory: &Path) -> Option<Stamp> {
+        let directory = File::open(directory).unwrap();
+        std::thread::sleep(Duration::from_secs(SETTLED_SECONDS + 1));
+        Some(Stamp::of(directory, now())).filter(|stamp| stamp.proves(stamp))
+    }
+
+    /// Loads a file: the names that were opened for it, and whether the directory was listed.
+    fn load(site: &Arc<Site>, path: &str) -> (Vec<String>, bool) {
+        let mut load = Load::plain(site, path.as_bytes(), None, 0);
+        let (mut opened, mut listed) = (Vec::new(), false);
+        loop {
+            match load.next() {
+                Step::Open { root, path, flags, resolve } => {
+                    opened.push(path.to_str().unwrap().to_owned());
+                    let result = openat2(root, path, flags, Mode::empty(), resolve);
+                    load.opened(result.map_err(Into::into));
+                }
+                Step::Read { file, buffer, at } => {
+                    buffer.push(0);
+                    let read = rustix::io::pread(file, &mut buffer[..], at);
+                    load.read(read.map_err(Into::into));
+                }
+                Step::List(listing) => {
+                    listing.run();
+                    listed = true;
+                    load.listed();
+                }
+                Step::Done => return (opened, listed),
+                step => panic!("{step:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_name_ends_in_is_not_looked_for_once_enough_files_lack_it() {
+        let count = MISSES as usize + 3;
+        let (folder, site, stamp) = site_of(count, &["other.gz"]);
+        let mut lists = 0;
+        for number in 0..count {
+            let (opened, listed) = load(&site, &format!("/d/{number}"));
+            let looked_for = |suffix: &str| opened.contains(&format!("d/{number}{suffix}"));
+            assert!(looked_for("") && looked_for(".gz"), "{opened:?}");
+            assert_eq!([".br", ".zst"].map(looked_for), [lists == 0; 2], "{number}: {opened:?}");
+            lists += usize::from(listed);
+        }
+        // Where the stat of a directory proves nothing it is never listed.
+        assert_eq!(lists, usize::from(stamp.is_some()));
+        // A name has come, so all are looked for as soon as it is looked at again.
+        std::fs::write(folder.path().join("d/0.br"), "a").unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+        let (opened, _) = load(&site, "/d/0");
+        assert!([".br", ".zst", ".gz"].iter().all(|suffix| opened.contains(&format!("d/0{suffix}"))));
+    }
+
+    #[test]
+    fn a_listing_of_what_has_changed_or_has_too_many_names_rules_nothing_out() {
+        let (folder, site, stamp) = site_of(2, &[]);
+        let Some(before) = stamp else { return };
+        let path = folder.path().join("d");
+        let list = |stamp: &Stamp| {
+            site.directories().insert(b"d", Tick::now(), stamp.clone());
+            Listing::new(&site, b"d", stamp, site.may_list().unwrap()).run();
+            site.directories().endings(b"d", stamp)
+        };
+        assert_eq!(list(&before), Codings::default());
+        let directory = File::open(&path).unwrap();
+        for number in 2..=NAMES_MAX {
+            let (name, mode) = (number.to_string(), Mode::RUSR);
+            rustix::fs::mknodat(&directory, name, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        }
+        assert_eq!(list(&before), Codings::ALL, "it has changed");
+        let after = settled_stamp(&path).unwrap();
+        assert_eq!(list(&after), Codings::ALL, "it has too many");
+    }
+
+    #[test]
+    fn what_a_name_ends_in() {
+        let of = |name: &str| {
+            let mut endings = Codings::default();
+            add_endings(name.as_bytes(), &mut endings);
+            Coding::ALL.into_iter().filter(|&coding| endings.contains(coding)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("a.br"), [Coding::Brotli]);
+        assert_eq!(of("a.GZ"), [Coding::Gzip]);
+        assert_eq!(of("a.zst"), [Coding::Zstd]);
+        assert_eq!(of("a.z\u{17f}t"), [Coding::Zstd], "to a file system that knows no capitals");
+        assert!(["", "a", "gz", "a.gzip", "\u{6587}.html"].iter().all(|name| of(name).is_empty()));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::path;
 
 /// Seconds a file must have lain unchanged before an equal `stat` proves equal bytes: two writes within one
 /// tick of the file system's clock look the same.
-const SETTLED_SECONDS: u64 = 2;
+pub(super) const SETTLED_SECONDS: u64 = 2;
 
 /// What a target means.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use crate::http::parse::Single;
 use crate::http::{Method, Request, Status};
 
 use super::body::{Body, Gathering};
-use super::directory::{self, Stamp};
+use super::directory::{self, Listing, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
 use super::site::Site;
 
@@ -64,6 +64,8 @@ pub enum Step<'a> {
     /// To put the pages of a body together, which may take a while; then call [`Load::gathered`], whatever
     /// came of it.
     Gather(&'a mut Gathering),
+    /// To list a directory, for the sake of others; then call [`Load::listed`], be it done or only begun.
+    List(&'a Listing),
     /// Nothing more; call [`Load::finish`].
     Done,
 }
@@ -151,6 +153,11 @@ enum State {
         next: usize,
         name: CString,
     },
+    /// Having the directory listed.
+    Listing {
+        found: Found,
+        listing: Listing,
+    },
     Done(Arc<Entry>),
 }
 
@@ -163,6 +170,8 @@ struct Found {
     settled: bool,
     /// Of the directory, before the siblings were looked for.
     stamp: Stamp,
+    /// Those that there may be.
+    possible: Codings,
     siblings: Codings,
 }
 
@@ -288,6 +297,7 @@ impl Load {
                 Step::Note { file: OwnedFd::as_fd(file), at: Identity::of(stat).size }
             }
             State::Gathering { gathering, .. } => Step::Gather(gathering),
+            State::Listing { listing, .. } => Step::List(listing),
             State::Done(_) => Step::Done,
         }
     }
@@ -335,9 +345,11 @@ impl Load {
                 }
                 self.state = self.probe(found, next + 1);
             }
-            State::Noting { .. } | State::Reading { .. } | State::Gathering { .. } | State::Done(_) => {
-                unreachable!("opened answers an Open")
-            }
+            State::Noting { .. }
+            | State::Reading { .. }
+            | State::Gathering { .. }
+            | State::Listing { .. }
+            | State::Done(_) => unreachable!("opened answers an Open"),
         }
     }
 
@@ -408,6 +420,15 @@ impl Load {
         self.state = self.found(name, identity, body, true);
     }
 
+    /// [`Step::List`] is done, or has begun elsewhere.
+    pub fn listed(&mut self) {
+        let done = State::Done(nothing(Status::InternalError));
+        let State::Listing { found, .. } = std::mem::replace(&mut self.state, done) else {
+            unreachable!("listed answers a List");
+        };
+        self.state = self.done(found);
+    }
+
     /// The result, after [`Step::Done`].
     pub fn finish(self) -> Loaded {
         let State::Done(entry) = self.state else { unreachable!("next has said Done") };
@@ -426,7 +447,9 @@ impl Load {
         match &self.state {
             State::Noting { stat, .. } => Identity::of(stat).size,
             State::Reading { identity, .. } | State::Gathering { identity, .. } => identity.size,
-            State::Stamping { found, .. } | State::Probing { found, .. } => found.identity.size,
+            State::Stamping { found, .. } | State::Probing { found, .. } | State::Listing { found, .. } => {
+                found.identity.size
+            }
             State::Opening { .. } | State::Following { .. } | State::Done(_) => 0,
         }
     }
@@ -502,8 +525,8 @@ impl Load {
     }
 
     fn found(&mut self, name: CString, identity: Identity, body: Body, settled: bool) -> State {
-        let found =
-            Found { name, identity, body, settled, stamp: Stamp::default(), siblings: Codings::default() };
+        let (stamp, siblings) = (Stamp::default(), Codings::default());
+        let found = Found { name, identity, body, settled, stamp, possible: siblings, siblings };
         if let Want::Sibling(..) = self.want {
             return self.done(found);
         }
@@ -526,14 +549,29 @@ impl Load {
             found.siblings = known.siblings;
             return self.done(found);
         }
+        found.possible = self.site.directories().endings(directory::parent(&found.name), &found.stamp);
         self.probe(found, 0)
     }
 
+    /// Looks for the siblings that there may be, from that number on.
     fn probe(&mut self, found: Found, next: usize) -> State {
-        match Coding::ALL.get(next) {
-            Some(&coding) => State::Probing { name: with_suffix(&found.name, coding), found, next },
-            None => self.done(found),
+        match (next..Coding::ALL.len()).find(|&next| found.possible.contains(Coding::ALL[next])) {
+            Some(next) => State::Probing { name: with_suffix(&found.name, Coding::ALL[next]), found, next },
+            None => self.probed(found),
         }
+    }
+
+    /// All siblings were looked for.
+    fn probed(&mut self, found: Found) -> State {
+        let directory = directory::parent(&found.name);
+        if found.siblings != found.possible
+            && self.site.directories().missed(directory, &found.stamp)
+            && let Some(permit) = self.site.may_list()
+        {
+            let listing = Listing::new(&self.site, directory, &found.stamp, permit);
+            return State::Listing { found, listing };
+        }
+        self.done(found)
     }
 
     fn done(&mut self, found: Found) -> State {
@@ -629,6 +667,7 @@ fn with_suffix(name: &CStr, coding: Coding) -> CString {
     CString::new(name).expect("neither has a NUL")
 }
 
-fn now() -> u64 {
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec).unwrap_or(0)
 }

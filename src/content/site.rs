@@ -85,6 +85,8 @@ pub struct Site {
     directories: Directories,
     /// Whether somebody has the pages of a body put together.
     gathering: Arc<AtomicBool>,
+    /// Whether somebody lists a directory.
+    listing: Arc<AtomicBool>,
     reads: Reads,
     /// Made, instead of found beneath the root.
     pages: Option<Pages>,
@@ -109,6 +111,7 @@ impl Site {
             changes: Arc::default(),
             directories: Directories::default(),
             gathering: Arc::default(),
+            listing: Arc::default(),
             reads: Reads::default(),
             pages: None,
         })
@@ -249,6 +252,11 @@ impl Site {
             return None;
         }
         Permit::take(&self.gathering)
+    }
+
+    /// Leave to list a directory: nobody else does.
+    pub(super) fn may_list(&self) -> Option<Permit> {
+        Permit::take(&self.listing)
     }
 
     /// Holds a body in memory so that many answers can be made of it.

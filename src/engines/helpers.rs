@@ -118,6 +118,10 @@ fn finish(mut load: Load) -> Loaded {
                 let _ = counted(|| gathering.run());
                 load.gathered();
             }
+            Step::List(listing) => {
+                listing.run();
+                load.listed();
+            }
             Step::Done => return load.finish(),
         }
     }

@@ -290,7 +290,7 @@ pub fn load_at_once(load: &mut Load, may_begin: bool) -> bool {
                 };
                 load.read(Ok(n));
             }
-            Step::Note { .. } | Step::Gather(_) => return false,
+            Step::Note { .. } | Step::Gather(_) | Step::List(_) => return false,
             Step::Done => return true,
         }
     }

@@ -41,6 +41,9 @@ impl Coding {
 pub struct Codings(u8);
 
 impl Codings {
+    /// The set of all.
+    pub const ALL: Codings = Codings((1 << Coding::ALL.len()) - 1);
+
     /// Adds one.
     pub fn insert(&mut self, coding: Coding) {
         self.0 |= 1 << coding as u8;

@@ -33,6 +33,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
@@ -55,7 +56,7 @@ use self::receive::receive;
 use self::ring::{Completion, Ring};
 use self::send::{Files, Message};
 use self::timer::Timer;
-use super::resident::{Resident, is_cold, take_in_short_spans};
+use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
 use super::session::load_at_once;
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
@@ -418,6 +419,13 @@ impl Loop<'_> {
                 let entry = opcode::Madvise::new(at.as_ptr().cast(), len as libc::off_t, Area::ADVICE);
                 (Operation::Gather, entry.build())
             }
+            // No operation of a ring does that, and nobody waits for it.
+            Step::List(listing) => {
+                let listing = listing.clone();
+                let _ = thread::Builder::new().name("listing".into()).spawn(move || listing.run());
+                load.listed();
+                return self.load(key);
+            }
             Step::Done => {
                 let Task::Load(load, _) = std::mem::replace(&mut slot.task, Task::None) else {
                     unreachable!()
@@ -443,6 +451,12 @@ impl Loop<'_> {
             if load.size() >= HEAVY_MIN && matches!(load.next(), Step::Read { .. }) {
                 self.await_turn(key);
                 return Ok(());
+            }
+            // What is in memory needs no submission.
+            if let Step::Read { file, buffer, at } = load.next()
+                && let Some(read) = read_resident(file, buffer, at, usize::MAX, self.files.may_begin())
+            {
+                load.read(Ok(read));
             }
         } else if operation == Operation::Gather {
             load.gathered();
