@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,12 +138,19 @@ fn read_piece(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64) -> Result<usize, 
     Ok(read)
 }
 
-/// Where bytes go that nobody wants, if there is such a place.
-static NOWHERE: LazyLock<Option<File>> = LazyLock::new(|| {
-    // A container may have something else there.
+/// Where bytes go that nobody wants, once it is open.
+static NOWHERE: OnceLock<File> = OnceLock::new();
+
+/// That place, if there is one. It is looked for again where it could not be opened.
+fn nowhere() -> Option<&'static File> {
+    if let Some(file) = NOWHERE.get() {
+        return Some(file);
+    }
     let file = File::options().write(true).custom_flags(libc::O_NONBLOCK).open("/dev/null").ok()?;
-    fstat(&file).is_ok_and(|stat| stat.st_rdev == makedev(1, 3)).then_some(file)
-});
+    // A container may have something else there.
+    let is_null = fstat(&file).is_ok_and(|stat| stat.st_rdev == makedev(1, 3));
+    is_null.then(|| NOWHERE.get_or_init(|| file))
+}
 
 /// Has the kernel read a span, and waits until it is there; says how many bytes of it are. An error shows
 /// when they are sent to somebody.
@@ -175,7 +182,7 @@ fn fetch(file: &Source, at: u64, mut len: u64) -> u64 {
 /// Waits until bytes of a file are in the page cache, and says how many: they are sent nowhere, by which
 /// nothing is copied.
 fn pass_over(file: &Source, mut at: u64, len: usize) -> Result<usize, Errno> {
-    match &*NOWHERE {
+    match nowhere() {
         Some(nowhere) => sendfile(nowhere, file, &mut at, len),
         None => pread(file, &mut vec![0; len.min(READ_AT_ONCE)][..], at),
     }

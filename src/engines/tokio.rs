@@ -15,7 +15,7 @@
 //!
 //! **Where it breaks.** Where epoll does. A task that does not await holds up all others on its thread, and
 //! reading a file is such a thing; it is handed to a pool of threads
-//! ([`run_aside`](super::tasks::run_aside)).
+//! ([`run_aside`]).
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
