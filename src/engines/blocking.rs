@@ -11,7 +11,7 @@
 //! **Where it breaks.** A second client waits until the first has left. With keep-alive that means: until the
 //! first has been idle for its timeout, which is why the timeout is short here ([`IDLE_TIMEOUT_MAX`]).
 //!
-//! How the one client is served stands in [`one_client`](super::one_client).
+//! How the one client is served stands in [`one_client`].
 
 use std::io;
 use std::net::TcpStream;
