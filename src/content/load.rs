@@ -64,7 +64,7 @@ pub enum Step<'a> {
     /// To put the pages of a body together, which may take a while; then call [`Load::gathered`], whatever
     /// came of it.
     Gather(&'a mut Gathering),
-    /// To list a directory, for the sake of others; then call [`Load::listed`], be it done or only begun.
+    /// To have a directory listed, for the sake of others, and not to wait for it; then call [`Load::listed`].
     List(&'a Listing),
     /// Nothing more; call [`Load::finish`].
     Done,
@@ -420,7 +420,7 @@ impl Load {
         self.state = self.found(name, identity, body, true);
     }
 
-    /// [`Step::List`] is done, or has begun elsewhere.
+    /// [`Step::List`] has begun elsewhere, or is done, or cannot be.
     pub fn listed(&mut self) {
         let done = State::Done(nothing(Status::InternalError));
         let State::Listing { found, .. } = std::mem::replace(&mut self.state, done) else {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, readlink, statat};
 use rustix::io::Errno;
@@ -254,9 +254,14 @@ impl Site {
         Permit::take(&self.gathering)
     }
 
-    /// Leave to list a directory: nobody else does.
+    /// Leave to list a directory: nobody else does at the moment.
     pub(super) fn may_list(&self) -> Option<Permit> {
         Permit::take(&self.listing)
+    }
+
+    /// No directory is to be listed: what that finds out is of no use to others.
+    pub(crate) fn list_nothing(&self) {
+        self.listing.store(true, Ordering::Relaxed);
     }
 
     /// Holds a body in memory so that many answers can be made of it.

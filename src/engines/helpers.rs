@@ -19,6 +19,7 @@ use rustix::fs::{fstat, makedev};
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
+use crate::content::directory::Listing;
 use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
@@ -119,12 +120,23 @@ fn finish(mut load: Load) -> Loaded {
                 load.gathered();
             }
             Step::List(listing) => {
-                listing.run();
+                list_aside(listing);
                 load.listed();
             }
             Step::Done => return load.finish(),
         }
     }
+}
+
+/// Has a directory listed by a thread of its own, for which nobody waits. Where there can be none, it is listed
+/// another time.
+pub fn list_aside(listing: &Listing) {
+    let listing = listing.clone();
+    let list = move || {
+        stand_back();
+        listing.run();
+    };
+    let _ = thread::Builder::new().name("listing".into()).spawn(list);
 }
 
 /// Appends bytes of a file to a buffer, a piece at the most.
@@ -400,6 +412,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::Site;
+    use crate::content::site::Rules;
     use crate::engines::resident::present;
     use crate::engines::resident::tests::cold_file;
     use crate::engines::session::tests::worker;
@@ -435,6 +449,30 @@ mod tests {
         assert!(seen.into_iter().eq(0..100));
         assert!(helpers.take_done().is_empty());
         assert!(helpers.threads <= THREADS_MAX);
+    }
+
+    #[test]
+    fn a_directory_is_listed_aside_once_enough_files_in_it_lack_siblings() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..100 {
+            std::fs::write(folder.path().join(number.to_string()), "a").unwrap();
+        }
+        // From here on its stat proves that no name has come.
+        thread::sleep(Duration::from_millis(3100));
+        let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
+        let load = |number: usize| Box::new(Load::plain(&site, format!("/{number}").as_bytes(), None, 0));
+        for number in 0..50 {
+            Job::Load(load(number)).run();
+        }
+        // By some time soon there are none that are looked for any more.
+        let is_short = |number| {
+            thread::sleep(Duration::from_millis(200));
+            calls::taken();
+            Job::Load(load(number)).run();
+            // The file, its bytes, and the directory.
+            calls::taken() <= 3
+        };
+        assert!((50..100).any(is_short));
     }
 
     #[test]

@@ -61,6 +61,8 @@ fn run(seat: &mut Seat) -> io::Result<()> {
     sys::keep_ended_children();
     // Each child may fill a cache of its own.
     seat.worker.divide_cache(seat.connections_max);
+    // And would find out about directories for itself alone.
+    seat.worker.site().list_nothing();
     if !seat.ready() {
         return Ok(());
     }

@@ -18,7 +18,7 @@ use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::{READ_MAX, Want, Worker};
 
 use super::calls::{self, openat2, recv, shutdown};
-use super::helpers::{Done, Job};
+use super::helpers::{Done, Job, list_aside};
 use super::resident::{Resident, SPAN_MAX, is_cold, read_resident, take_in_short_spans};
 use super::transfer::{Sent, queued, send_now};
 
@@ -290,7 +290,11 @@ pub fn load_at_once(load: &mut Load, may_begin: bool) -> bool {
                 };
                 load.read(Ok(n));
             }
-            Step::Note { .. } | Step::Gather(_) | Step::List(_) => return false,
+            Step::List(listing) => {
+                list_aside(listing);
+                load.listed();
+            }
+            Step::Note { .. } | Step::Gather(_) => return false,
             Step::Done => return true,
         }
     }

@@ -33,7 +33,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::thread;
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, OpenHow};
@@ -56,6 +55,7 @@ use self::receive::receive;
 use self::ring::{Completion, Ring};
 use self::send::{Files, Message};
 use self::timer::Timer;
+use super::helpers::list_aside;
 use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
 use super::session::load_at_once;
 use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
@@ -419,10 +419,9 @@ impl Loop<'_> {
                 let entry = opcode::Madvise::new(at.as_ptr().cast(), len as libc::off_t, Area::ADVICE);
                 (Operation::Gather, entry.build())
             }
-            // No operation of a ring does that, and nobody waits for it.
+            // No operation of a ring does that.
             Step::List(listing) => {
-                let listing = listing.clone();
-                let _ = thread::Builder::new().name("listing".into()).spawn(move || listing.run());
+                list_aside(listing);
                 load.listed();
                 return self.load(key);
             }
