@@ -203,8 +203,8 @@ impl Listing {
     }
 }
 
-/// Adds the codings whose suffix a name has, in capitals or not. To some file systems these are the same, and so
-/// are other letters and what is not seen at all: what is not ASCII may be any of them.
+/// Adds the codings whose suffix a name has, in capitals or not. To some file systems these are the same, and
+/// so are other letters and what is not seen at all: what is not ASCII may be any of them.
 fn add_endings(name: &[u8], endings: &mut Codings) {
     let dot = name.iter().rposition(|&byte| byte == b'.').unwrap_or(0);
     let end = &name[dot..];

@@ -64,7 +64,7 @@ pub enum Step<'a> {
     /// To put the pages of a body together, which may take a while; then call [`Load::gathered`], whatever
     /// came of it.
     Gather(&'a mut Gathering),
-    /// To have a directory listed, for the sake of others, and not to wait for it; then call [`Load::listed`].
+    /// To have a directory listed, for the sake of others; then call [`Load::listed`], without waiting.
     List(&'a Listing),
     /// Nothing more; call [`Load::finish`].
     Done,

@@ -128,8 +128,8 @@ fn finish(mut load: Load) -> Loaded {
     }
 }
 
-/// Has a directory listed by a thread of its own, for which nobody waits. Where there can be none, it is listed
-/// another time.
+/// Has a directory listed by a thread of its own, for which nobody waits. Where there can be none, it is
+/// listed another time.
 pub fn list_aside(listing: &Listing) {
     let listing = listing.clone();
     let list = move || {
