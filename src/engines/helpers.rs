@@ -539,6 +539,7 @@ mod tests {
             assert!(present(file.as_fd(), at, len).is_none_or(|present| present == len), "{at}");
         }
     }
+
     #[test]
     fn what_never_is_in_the_page_cache_is_sent_all_the_same() {
         let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();

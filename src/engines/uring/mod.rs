@@ -12,6 +12,7 @@
 //!
 //! **What it gives.** Opening and reading files are operations like any other: a disk that takes its time
 //! holds up those who asked for that file, and nobody else. No readiness engine can say that of its own loop.
+//! (Bytes of a small file that are in memory are read at once: there is nothing to wait for.)
 //!
 //! Receiving takes a buffer from a ring of buffers only when bytes have come ([`ring`]), so an idle client
 //! holds none. Sockets are *direct descriptors*: a slot in a table of this ring, with no file descriptor of
