@@ -10,9 +10,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors counted on, however high the limit is.
 const LIMIT_MAX: u64 = 1 << 20;
 /// Descriptors that the kernel's table has room for from the beginning; it takes 8 bytes for each.
-const TABLE_SIZE: usize = 16 * 1024;
+const TABLE_SIZE: usize = 32 * 1024;
 /// Descriptors of the process itself: its streams, the root, signals, the log, the admin address.
 const OF_PROCESS: usize = 16;
+/// A limit that leaves none for files that need not be open.
+const FEW: usize = 4096;
+/// Files kept open at the most for want of room in memory.
+const KEPT_MAX: usize = 12 * 1024;
 /// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
 pub(crate) const OF_THREAD: usize = 4;
 
@@ -20,12 +24,14 @@ pub(crate) const OF_THREAD: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptors {
     pub(crate) limit: usize,
+    /// Clients that there are to be descriptors for, before files are kept open.
+    pub(crate) clients: usize,
 }
 
 impl Descriptors {
     /// Raises the soft limit to the hard one (setrlimit(2)), or sets it so that no descriptor is larger than
-    /// the engine can do with.
-    pub(crate) fn raise(descriptor_max: Option<usize>) -> Descriptors {
+    /// the engine can do with. So many `clients` were asked for, if any number was.
+    pub(crate) fn raise(descriptor_max: Option<usize>, clients: Option<usize>) -> Descriptors {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let wanted = match descriptor_max {
             Some(max) => Some(maximum.map_or(max as u64 + 1, |maximum| maximum.min(max as u64 + 1))),
@@ -36,22 +42,28 @@ impl Descriptors {
         // Nobody needs more, and a ring cannot have more.
         let limit = limit.unwrap_or(LIMIT_MAX).min(LIMIT_MAX) as usize;
         make_room(limit.min(TABLE_SIZE));
-        Descriptors { limit }
+        Descriptors { limit, clients: clients.unwrap_or(0) }
     }
 
-    /// Large files that the caches keep open.
+    /// Files that the caches keep open: large ones, and those for whose bytes there is no room. Half of what
+    /// most have no use for otherwise is for these.
     pub(crate) fn for_cache(self) -> usize {
-        (self.limit / 32).clamp(1, 4096)
+        let others = 3 * self.share() + self.for_loads() + self.clients;
+        self.share() + (self.limit.saturating_sub(others + FEW) / 2).min(KEPT_MAX)
     }
 
     /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
     pub(crate) fn for_answers(self) -> usize {
-        self.for_cache()
+        self.share()
     }
 
     /// Files in memory.
     pub(crate) fn for_memory(self) -> usize {
-        self.for_cache()
+        self.share()
+    }
+
+    fn share(self) -> usize {
+        (self.limit / 32).clamp(1, 4096)
     }
 
     /// Files that are being loaded.
@@ -80,13 +92,16 @@ mod tests {
 
     #[test]
     fn descriptors_are_never_promised_twice() {
-        for limit in [20, 64, 256, 1024, 20_000, 1 << 20] {
-            let descriptors = Descriptors { limit };
+        for (limit, clients) in
+            [(20, 0), (64, 0), (256, 500), (1024, 0), (20_000, 0), (20_000, 13_000), (1 << 20, 1 << 19)]
+        {
+            let descriptors = Descriptors { limit, clients };
             let kept = descriptors.for_cache() + descriptors.for_answers() + descriptors.for_memory();
             let files = kept + descriptors.for_loads();
             for threads in [1, 2, 64] {
                 let connections = descriptors.for_connections(threads * OF_THREAD);
                 assert!(files + connections < limit, "{limit} {threads}");
+                assert!(connections >= clients || limit < clients + FEW, "{limit} {clients}");
             }
         }
     }

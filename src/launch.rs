@@ -59,10 +59,11 @@ pub fn run(mut options: Options) -> Result<(), String> {
         let _ = Pid::from_raw(parent).map(|parent| set_ptracer(PTracer::ProcessID(parent)));
     }
     let cache_size = options.cache_size.unwrap_or_else(default_cache_size);
-    let descriptors = Descriptors::raise(match options.engine {
+    let descriptor_max = match options.engine {
         EngineChoice::Named(engine) => engine.capabilities.descriptor_max,
         EngineChoice::Auto => None,
-    });
+    };
+    let descriptors = Descriptors::raise(descriptor_max, options.connections_max);
     options.rules.memory_max = cache_size.saturating_mul(2);
     options.rules.memory_files_max = descriptors.for_memory() as u64;
     options.rules.open_files_max = (descriptors.for_cache() + descriptors.for_answers()) as u64;

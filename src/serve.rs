@@ -479,7 +479,8 @@ fn find_in<'a>(
             }
             Lookup::Fresh(found) => {
                 let known = cache.entry(found).clone();
-                return Err(Box::new(Load::plain(site, path, Some(known), unix_seconds)));
+                let load = Load::plain(site, path, Some(known), unix_seconds);
+                return Err(Box::new(load.into_full(cache.is_full())));
             }
             Lookup::Stale(found, past) => {
                 let known = cache.entry(found);
@@ -489,14 +490,14 @@ fn find_in<'a>(
                 };
                 if !is_unchanged {
                     let load = Load::plain(site, path, Some(known.clone()), unix_seconds);
-                    return Err(Box::new(load.asked(past.asked)));
+                    return Err(Box::new(load.after(past).into_full(cache.is_full())));
                 }
                 cache.renew(found, now);
                 cache.entry(*place.insert(found))
             }
             Lookup::Unknown => {
                 let load = Load::plain(site, path, None, unix_seconds);
-                return Err(Box::new(load.wanted_by(request)));
+                return Err(Box::new(load.wanted_by(request).into_full(cache.is_full())));
             }
         },
     };
@@ -514,7 +515,8 @@ fn find_in<'a>(
             }
             Lookup::Fresh(place) => {
                 let known = cache.entry(place).clone();
-                Err(Box::new(Load::sibling(site, path, &plain, coding, Some(known), unix_seconds)))
+                let load = Load::sibling(site, path, &plain, coding, Some(known), unix_seconds);
+                Err(Box::new(load.into_full(cache.is_full())))
             }
             Lookup::Stale(place, past) => {
                 let known = cache.entry(place);
@@ -527,14 +529,14 @@ fn find_in<'a>(
                 };
                 if !is_unchanged {
                     let load = Load::sibling(site, path, &plain, coding, Some(known.clone()), unix_seconds);
-                    return Err(Box::new(load.asked(past.asked)));
+                    return Err(Box::new(load.after(past).into_full(cache.is_full())));
                 }
                 cache.renew(place, now);
                 Ok(cache.entry(place))
             }
             Lookup::Unknown => {
                 let load = Load::sibling(site, path, &plain, coding, None, unix_seconds);
-                Err(Box::new(load.wanted_by(request)))
+                Err(Box::new(load.wanted_by(request).into_full(cache.is_full())))
             }
         };
     }

@@ -345,17 +345,31 @@ fn a_cache_too_small_for_the_site_serves_it_all_the_same() {
         for number in 0..250 {
             site.write(&format!("{number}.bin"), body(number));
         }
-        for cache in ["0", "64KiB"] {
+        // From here on they lie still, so that those may stay in their files that there is no room for.
+        std::thread::sleep(Duration::from_millis(3100));
+        for cache in ["0", "64KiB", "1MiB"] {
             let args = ["--cache-size", cache, "--cache-file-max", "16KiB", "--workers", "2"];
-            let server = Server::start(engine, &site, &args);
+            let server = Server::start(engine, &site, &[&args[..], &["--fresh", "200ms"]].concat());
             let mut client = server.connect();
             for step in 0..500 {
                 let number = step * step * 31 % 250;
-                assert!(
-                    client.get(&format!("/{number}.bin")).body == body(number),
-                    "{number}, cache of {cache}"
-                );
+                let name = format!("/{number}.bin");
+                assert!(client.get(&name).body == body(number), "{number}, cache of {cache}");
+                if step % 5 == 0 {
+                    client.request("GET", &name, &["Range: bytes=-3"]);
+                    let (part, body) = (client.response().body, body(number));
+                    assert!(part == body[body.len().saturating_sub(3)..], "{number}, cache of {cache}");
+                }
             }
+            let names: Vec<_> = (230..250).map(|number| format!("{number}.bin")).collect();
+            names.iter().for_each(|name| site.write(name, cache));
+            std::thread::sleep(Duration::from_secs(1));
+            for name in &names {
+                // The first to ask has it looked at again.
+                let _ = client.get(&format!("/{name}"));
+                assert_eq!(client.get(&format!("/{name}")).text(), cache, "{name}");
+            }
+            (230..250).for_each(|number| site.write(&format!("{number}.bin"), body(number)));
         }
     });
 }

@@ -60,6 +60,8 @@ struct Client {
     want: Option<Want>,
     input: Vec<Vec<u8>>,
     output: Vec<u8>,
+    /// Loads that are done.
+    loaded: usize,
     /// Loads that have put pages together.
     gathered: usize,
     /// No more is to be done.
@@ -76,6 +78,7 @@ impl Client {
             want: Some(want),
             input,
             output: Vec::new(),
+            loaded: 0,
             gathered: 0,
             over: false,
         }
@@ -98,6 +101,7 @@ impl Client {
             Want::Load(mut load) => {
                 self.gathered += usize::from(matches!(load.next(), Step::Gather(_)));
                 if advance(&mut load, manner) {
+                    self.loaded += 1;
                     worker.loaded(conn, load.finish(), outbox)
                 } else {
                     Want::Load(load)
@@ -190,8 +194,13 @@ impl Fixture {
     }
 
     fn worker_with(&self, rules: Rules) -> Worker {
+        self.worker_within(rules, 1 << 20, 8)
+    }
+
+    /// A worker whose cache has so many bytes and descriptors.
+    fn worker_within(&self, rules: Rules, bytes: usize, descriptors: usize) -> Worker {
         let site = Arc::new(Site::open(self.folder.path(), rules).unwrap());
-        let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(1) };
+        let budget = Budget { bytes, descriptors, fresh_for: Duration::from_secs(1) };
         let mut worker =
             Worker::new(site, budget, Limits::default(), Draining::default(), None, Tally::default());
         worker.clock = Clock::at(Tick::from_number(1000), 1_800_000_000);
@@ -492,6 +501,96 @@ fn a_file_that_was_left_on_the_disk_is_known_by_both_of_its_tags() {
             let output = ask_cold(&mut worker, "/middle.bin", &format!("If-None-Match: {tag}\r\n"));
             assert_eq!(statuses(&output), [200], "{tag}");
         }
+    }
+}
+
+/// Asks for a file at some second; says how many loads that took.
+fn ask_at(worker: &mut Worker, second: u32, name: &str, fields: &str) -> (usize, Vec<u8>) {
+    worker.clock = Clock::at(Tick::from_number(1000 + second * Tick::PER_SECOND), 1_800_000_000);
+    let fields = format!("{fields}Connection: close\r\n");
+    let mut client = Client::new(worker, vec![get(name, &fields).into_bytes()]);
+    while !client.over {
+        client.step(worker, &mut Manner::Smooth);
+    }
+    (client.loaded, client.output)
+}
+
+/// What is asked for once the cache is full is left in its file, with the tag of its bytes, and needs no load.
+#[test]
+fn of_files_that_there_is_no_room_for_the_descriptors_are_kept() {
+    const ROOM: usize = 64 * 1024;
+    let fixture = Fixture::new();
+    let names: Vec<_> = (0..40).map(|number| format!("/kept{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        fs::write(fixture.folder.path().join(&name[1..]), vec![number as u8; 4000]).unwrap();
+    }
+    let mut roomy = fixture.worker();
+    let wanted: Vec<_> = names.iter().map(|name| ask_at(&mut roomy, 0, name, "").1).collect();
+    std::thread::sleep(Duration::from_millis(3100));
+
+    let rules = || Rules { memory_max: 2 * ROOM as u64, ..Rules::default() };
+    let mut worker = fixture.worker_within(rules(), ROOM, 64);
+    // Some whose bytes were in memory at first have had to go, and are met once more.
+    let mut loads = [0; 4];
+    for loads in &mut loads {
+        for (name, wanted) in names.iter().zip(&wanted) {
+            let (loaded, output) = ask_at(&mut worker, 0, name, "");
+            assert_same(&output, wanted, name);
+            *loads += loaded;
+        }
+    }
+    assert!(matches!(loads, [40, ..=10, 0, 0]), "{loads:?}");
+    let (alive, open) = (worker.site().ledger().alive(), worker.site().ledger().open());
+    assert!(alive < ROOM as u64 && open > 20, "{alive} bytes, {open} files");
+    let (kept, kept_wanted) = (&names[10], &wanted[10]);
+    let tag = tag_of(kept_wanted);
+    for (fields, status) in [
+        (format!("If-None-Match: {tag}\r\n"), 304),
+        ("If-None-Match: \"x\"\r\n".to_owned(), 200),
+        ("Range: bytes=1-2\r\n".to_owned(), 206),
+    ] {
+        let (loaded, output) = ask_at(&mut worker, 0, kept, &fields);
+        assert_eq!((loaded, statuses(&output), tag_of(&output)), (0, vec![status], tag.clone()), "{fields}");
+    }
+
+    // Equals do not drive each other out, but what is asked for more often takes the place of something.
+    for name in names.iter().chain(&names).chain(&names) {
+        let _ = ask_at(&mut worker, 2, name, "");
+    }
+    let open = worker.site().ledger().open();
+    for second in [4, 6, 8, 10, 12] {
+        for name in &names {
+            let _ = ask_at(&mut worker, second, name, "");
+        }
+        assert_eq!(worker.site().ledger().open(), open, "second {second}");
+    }
+    for _ in 0..40 {
+        let _ = ask_at(&mut worker, 12, kept, "");
+    }
+    let (_, output) = ask_at(&mut worker, 14, kept, "");
+    assert_same(&output, kept_wanted, "in memory");
+    assert_eq!(worker.site().ledger().open(), open - 1);
+    assert!(worker.site().ledger().alive() < ROOM as u64);
+
+    // A change is noticed, and until it has lain for a while its bytes are held.
+    fs::write(fixture.folder.path().join("kept20"), vec![7; 4001]).unwrap();
+    let (_, output) = ask_at(&mut worker, 16, "/kept20", "");
+    assert!(output.ends_with(&[7; 4001]));
+
+    // What nobody asks for is not kept open for ever.
+    for second in 0..60 {
+        let _ = ask_at(&mut worker, 300 + 2 * second, "/a.txt", "");
+    }
+    assert_eq!(worker.site().ledger().open(), 0);
+
+    // Where no descriptors can be spared, and where there are few, it is as if there were none.
+    for (descriptors, open_files_max) in [(64, 0), (3, 64)] {
+        let mut worker = fixture.worker_within(Rules { open_files_max, ..rules() }, ROOM, descriptors);
+        for (name, wanted) in names.iter().zip(&wanted).filter(|(name, _)| **name != "/kept20") {
+            assert_same(&ask_at(&mut worker, 0, name, "").1, wanted, name);
+        }
+        let most = (descriptors as u64).min(open_files_max);
+        assert!(worker.site().ledger().open() <= most && worker.site().ledger().alive() < ROOM as u64);
     }
 }
 

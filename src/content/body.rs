@@ -1,6 +1,6 @@
 //! Where the bytes of a file are held: small ones in plain memory, middling ones in a file in memory, large
 //! ones in the file system's own file; there also one that must come from the disk and is asked for for the
-//! first time.
+//! first time, and those for which there is no room.
 //!
 //! A file in memory (memfd_create(2)) is ours alone and never changes, like plain memory; but a socket can
 //! take its pages as they are, by sendfile(2), where plain memory must be copied. Making one costs more than
@@ -34,7 +34,7 @@ const GATHER_AT: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct Body {
     place: Place,
-    /// xxh3-128 of the bytes, where they are in memory.
+    /// xxh3-128 of the bytes, where they are in memory or were.
     hash: Option<u128>,
     /// Whether its pages have been put together, or that was tried in vain.
     gathered: bool,
@@ -51,6 +51,11 @@ impl Body {
     pub(super) fn on_disk(file: OwnedFd, size: u64, ledger: &Ledger) -> Body {
         let source = Source::on_disk(file, size, ledger);
         Body { place: Place::File(Arc::new(source)), hash: None, gathered: false }
+    }
+
+    /// The same bytes, left in the file that they were read from.
+    pub(super) fn kept_in(&self, file: OwnedFd, ledger: &Ledger) -> Body {
+        Body { hash: self.hash, ..Body::on_disk(file, self.bytes().size(), ledger) }
     }
 
     /// Held in plain memory.

@@ -3,6 +3,11 @@
 //! Two shares, so that a flood of names that do not exist cannot drive out what does: one of files, bounded
 //! by bytes and by open descriptors, one of redirects and refusals, bounded by number. Each evicts by CLOCK:
 //! an entry that was used since the hand last came by is passed over once.
+//!
+//! Where the files do not all fit, reading one to keep its bytes drives out the bytes of another, which is soon
+//! read again. So of what is asked for once the share is full, the descriptor is kept and not the bytes:
+//! a hundredth of the memory, and the kernel has the bytes. They take the place of others' when they have been
+//! asked for more often.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -23,6 +28,17 @@ const REFUSALS_MAX: usize = 1024;
 const REFUSED_PATH_MAX: usize = 512;
 /// Memory of an item beside its entry and path: the slot, its place in the table, two reference counts.
 const ITEM_WEIGHT: usize = 128;
+/// Of the bytes there may be, those up to which a file's are kept when it is first asked for, in eighths.
+const FULL_EIGHTHS: usize = 7;
+/// Entries looked at for one whose bytes are asked for seldom enough.
+const RIVALS: usize = 32;
+/// What is asked for less often is not compared with others.
+const RIVAL_MIN: u32 = 4;
+/// What nobody has asked for since it was due to be looked at, for so long, is not kept open: the space of a
+/// file that was deleted is only free once it is closed.
+const IDLE: Duration = Duration::from_secs(60);
+/// Entries looked at for that with each that is looked at for itself.
+const SWEPT: usize = 2;
 /// What was looked at no longer ago is still in the kernel's memory.
 const RECENT: Duration = Duration::from_secs(10);
 
@@ -108,6 +124,8 @@ pub struct Past {
     pub asked: u32,
     /// Whether that was only a moment ago.
     pub is_recent: bool,
+    /// Whether it is a file of which only the descriptor is kept, and there is room for its bytes by now.
+    pub has_room: bool,
 }
 
 /// Where an entry is, until the next insertion.
@@ -155,24 +173,35 @@ impl Cache {
         if now < item.fresh_until && item.count == count && !item.on_trial {
             return Lookup::Fresh(place);
         }
-        let past = Past {
-            asked: std::mem::take(&mut item.asked),
-            is_recent: self.budget.fresh_for < RECENT
-                && now < item.fresh_until.after(RECENT.saturating_sub(self.budget.fresh_for)),
-        };
+        let asked = std::mem::take(&mut item.asked);
+        let is_recent = self.budget.fresh_for < RECENT
+            && now < item.fresh_until.after(RECENT.saturating_sub(self.budget.fresh_for));
         item.on_trial = false;
         item.count = count;
         // What nobody has asked for in a long time may be much older than it should be by now.
         if now < item.fresh_until.after(self.budget.fresh_for) {
             item.fresh_until = self.budget.fresh_until(now);
         }
-        Lookup::Stale(place, past)
+        let has_room = match &*item.entry {
+            Entry::File(file) if file.is_kept() => {
+                let size = usize::try_from(file.identity.size).unwrap_or(usize::MAX);
+                self.budget.bytes.saturating_sub(share.weight) >= size || share.is_outdone(asked)
+            }
+            _ => false,
+        };
+        Lookup::Stale(place, Past { asked, is_recent, has_room })
+    }
+
+    /// Whether of a file that was not asked for before no more than its descriptor is to be kept.
+    pub fn is_full(&self) -> bool {
+        self.files.weight >= self.budget.bytes / 8 * FULL_EIGHTHS
     }
 
     /// What [`Cache::get`] has said to be stale was looked at, and is as it was.
     pub fn renew(&mut self, place: Place, now: Tick) {
         let share = if place.in_files { &mut self.files } else { &mut self.refusals };
         share.items[place.at].fresh_until = self.budget.fresh_until(now);
+        self.files.close_idle(now);
     }
 
     /// What [`Cache::get`] has said to be stale is not looked at now after all: it is stale still.
@@ -220,22 +249,26 @@ impl Cache {
         if !is_lasting {
             return;
         }
+        let entry = loaded.to_keep();
         share.insert(Item {
             hash,
             path: loaded.path.clone(),
             coding: loaded.coding,
-            entry: loaded.entry.clone(),
+            on_trial: entry.is_on_trial(),
+            entry,
             count,
             fresh_until: self.budget.fresh_until(now),
             asked: 0,
             used: false,
-            on_trial: loaded.entry.is_on_trial(),
         });
         if is_file {
             let Budget { bytes, descriptors, .. } = self.budget;
-            self.files.evict_until(|share| share.weight <= bytes, |_| true);
-            self.files
-                .evict_until(|share| share.descriptors <= descriptors, |item| item.entry.holds_descriptor());
+            self.files.evict_until(
+                |share| share.descriptors <= descriptors && share.descriptors_weight <= bytes / 2,
+                |item| item.entry.holds_descriptor(),
+            );
+            self.files.evict_until(|share| share.weight <= bytes, |item| !item.entry.holds_descriptor());
+            self.files.close_idle(now);
         } else {
             self.refusals.evict_until(|share| share.len() <= REFUSALS_MAX, |_| true);
         }
@@ -254,8 +287,12 @@ struct Share {
     table: HashTable<usize>,
     items: slab::Slab<Item>,
     hand: usize,
+    /// Up to where idle descriptors were looked for.
+    swept: usize,
     weight: usize,
     descriptors: usize,
+    /// Of the entries that hold them.
+    descriptors_weight: usize,
 }
 
 #[derive(Debug)]
@@ -296,7 +333,10 @@ impl Share {
 
     fn insert(&mut self, item: Item) {
         self.weight += item.weight();
-        self.descriptors += usize::from(item.entry.holds_descriptor());
+        if item.entry.holds_descriptor() {
+            self.descriptors += 1;
+            self.descriptors_weight += item.weight();
+        }
         let hash = item.hash;
         let at = self.items.insert(item);
         let items = &self.items;
@@ -314,7 +354,53 @@ impl Share {
         let place = self.table.find_entry(item.hash, |&other| other == at);
         place.expect("every item is in the table").remove();
         self.weight -= item.weight();
-        self.descriptors -= usize::from(item.entry.holds_descriptor());
+        if item.entry.holds_descriptor() {
+            self.descriptors -= 1;
+            self.descriptors_weight -= item.weight();
+        }
+    }
+
+    /// Whether something is asked for so seldom, compared with this, that its bytes should rather go. If so it
+    /// is next. If not it counts for half as much in future, so that nothing lives on what it once was.
+    fn is_outdone(&mut self, asked: u32) -> bool {
+        let rivals = if asked >= RIVAL_MIN { RIVALS } else { 0 };
+        for _ in 0..rivals {
+            self.advance();
+            let Some(item) = self.items.get_mut(self.hand) else { continue };
+            if item.entry.holds_descriptor() {
+                continue;
+            }
+            // Between equals nothing is won, and chance has one of them ahead.
+            if asked / 2 > item.asked.saturating_add(1) {
+                item.used = false;
+                self.hand = self.hand.checked_sub(1).unwrap_or(self.items.capacity() - 1);
+                return true;
+            }
+            item.asked /= 2;
+            return false;
+        }
+        false
+    }
+
+    fn advance(&mut self) {
+        self.hand = self.behind(self.hand);
+    }
+
+    fn behind(&self, at: usize) -> usize {
+        if at + 1 < self.items.capacity() { at + 1 } else { 0 }
+    }
+
+    /// Looks at a few entries, and closes what nobody asks for.
+    fn close_idle(&mut self, now: Tick) {
+        for _ in 0..SWEPT.min(self.descriptors) {
+            self.swept = self.behind(self.swept);
+            if let Some(item) = self.items.get(self.swept)
+                && item.entry.holds_descriptor()
+                && item.fresh_until.after(IDLE) < now
+            {
+                self.remove_at(self.swept);
+            }
+        }
     }
 
     /// Evicts items that count until the limit holds. One item may always stay, so that what was just loaded
@@ -324,7 +410,7 @@ impl Share {
         let mut looks = 2 * self.items.capacity();
         while !holds(self) && self.len() > 1 && looks > 0 {
             looks -= 1;
-            self.hand = if self.hand + 1 < self.items.capacity() { self.hand + 1 } else { 0 };
+            self.advance();
             if let Some(item) = self.items.get_mut(self.hand)
                 && counts(item)
                 && !std::mem::take(&mut item.used)

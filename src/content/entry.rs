@@ -195,7 +195,7 @@ impl File {
     /// Whether it may have been left on the disk at first.
     #[inline]
     pub fn may_have_been_left(&self) -> bool {
-        self.identity.size >= LEFT_MIN && self.settled && !self.is_on_disk()
+        self.identity.size >= LEFT_MIN && self.settled && self.body.hash().is_some()
     }
 
     /// The tag it was told by then.
@@ -221,6 +221,26 @@ impl File {
     /// Whether its bytes are on the disk, and not in memory.
     pub(super) fn is_on_disk(&self) -> bool {
         self.body.is_on_disk()
+    }
+
+    /// Whether they are on the disk though they have been read: there is no room for them.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_on_disk() && self.body.hash().is_some()
+    }
+
+    /// The same file with its bytes held elsewhere.
+    pub(super) fn with(&self, body: Body) -> File {
+        File {
+            head: self.head.clone(),
+            type_line: self.type_line.clone(),
+            etag: self.etag.clone(),
+            modified_text: self.modified_text.clone(),
+            body,
+            name: self.name.clone(),
+            stamp: self.stamp.clone(),
+            on_trial: false,
+            ..*self
+        }
     }
 
     /// Its body, to be taken over by an entry that takes the place of this one.

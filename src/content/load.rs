@@ -19,6 +19,7 @@ use crate::http::parse::Single;
 use crate::http::{Method, Request, Status};
 
 use super::body::{Body, Gathering};
+use super::cache::Past;
 use super::directory::{self, Listing, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
 use super::site::Site;
@@ -28,6 +29,9 @@ const TRIES_MAX: u8 = 4;
 /// A file from this size on that must come from the disk is left there when it is first asked for, and leaves
 /// from the page cache: copying it costs more than all the rest, and many a file is asked for just once.
 pub(super) const LEFT_MIN: u64 = 128 * 1024;
+
+/// The bytes of a smaller file take no more memory than all that is known about it, and no descriptor.
+const KEPT_MIN: u64 = 1024;
 
 /// One disk operation.
 #[derive(Debug)]
@@ -80,8 +84,14 @@ pub struct Load {
     known: Option<Arc<Entry>>,
     /// How often that was asked for since it was last looked at.
     asked: u32,
+    /// Whether there is room for its bytes, of which only the file was kept.
+    has_room: bool,
     /// Whether the file may stay on the disk, to be told by another tag than that of its bytes.
     may_be_left: bool,
+    /// Whether the file is to be kept, once it was read, and not its bytes.
+    keeps_file: bool,
+    /// The file that was read, to be kept.
+    kept: Option<Body>,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     count: u32,
     /// When it began, in seconds since 1970, by the clock that answers are dated by: no date that is said is
@@ -184,10 +194,22 @@ pub struct Loaded {
     pub coding: Option<Coding>,
     /// What it means.
     pub entry: Arc<Entry>,
+    /// The same bytes in their file, where that is to be kept.
+    kept: Option<Body>,
     /// Whether that is not what was known before.
     pub news: bool,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     pub count: u32,
+}
+
+impl Loaded {
+    /// What a cache is to keep, which may take less memory than what is to be answered.
+    pub(super) fn to_keep(&self) -> Arc<Entry> {
+        match (&*self.entry, &self.kept) {
+            (Entry::File(file), Some(body)) => Arc::new(Entry::File(file.with(body.clone()))),
+            _ => self.entry.clone(),
+        }
+    }
 }
 
 impl Load {
@@ -238,6 +260,9 @@ impl Load {
             want,
             known,
             asked: 0,
+            has_room: false,
+            keeps_file: false,
+            kept: None,
             count,
             began,
             tries: 0,
@@ -246,10 +271,17 @@ impl Load {
         }
     }
 
-    /// What is known was asked for so often since it was last looked at.
+    /// There is this to say of what is known.
     #[must_use]
-    pub fn asked(self, times: u32) -> Load {
-        Load { asked: times, ..self }
+    pub fn after(self, past: Past) -> Load {
+        Load { asked: past.asked, has_room: past.has_room, ..self }
+    }
+
+    /// It is for a cache that has no room for more bytes, if so, but for those of files that are known.
+    #[must_use]
+    pub fn into_full(self, is_full: bool) -> Load {
+        let are_bytes_known = self.known.as_ref().is_some_and(|known| !known.holds_descriptor());
+        Load { keeps_file: is_full && !self.has_room && !are_bytes_known, ..self }
     }
 
     /// It is for this request, which may need the tag of the bytes.
@@ -375,7 +407,7 @@ impl Load {
             Ok(n) if n > 0 && (buffer.len() as u64) < identity.size => {
                 State::Reading { name, file, identity, buffer }
             }
-            Ok(_) => self.read_all(name, &file, identity, buffer),
+            Ok(_) => self.read_all(name, file, identity, buffer),
             Err(error) if is_passing(&error) && self.try_again() => {
                 State::Reading { name, file, identity, buffer }
             }
@@ -434,7 +466,7 @@ impl Load {
         let State::Done(entry) = self.state else { unreachable!("next has said Done") };
         let coding = self.want.coding();
         let news = !self.known.is_some_and(|known| known.is_same(&entry));
-        Loaded { path: self.path, coding, entry, news, count: self.count }
+        Loaded { path: self.path, coding, entry, kept: self.kept, news, count: self.count }
     }
 
     /// The canonical path, and the sibling that is wanted, if one is.
@@ -482,7 +514,9 @@ impl Load {
             && known.identity == identity
             && known.settled
             // What once was too much for the memory may fit by now; its tag should be that of its bytes.
-            && !(known.is_on_disk() && self.site.may_hold(identity.size))
+            && !(known.is_on_disk()
+                && (self.has_room || !known.is_kept())
+                && self.site.may_hold(identity.size))
         {
             let body = known.body().clone();
             if body.is_worth_gathering(self.asked)
@@ -496,7 +530,7 @@ impl Load {
         match usize::try_from(identity.size) {
             Ok(size) if self.site.may_hold(identity.size) => {
                 if size == 0 {
-                    return self.read_all(name, &file, identity, Vec::new());
+                    return self.read_all(name, file, identity, Vec::new());
                 }
                 State::Reading { name, file, identity, buffer: Vec::with_capacity(size) }
             }
@@ -509,8 +543,8 @@ impl Load {
 
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
     /// again.
-    fn read_all(&mut self, name: CString, file: &OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
-        let is_whole = fstat(file).is_ok_and(|stat| Identity::of(&stat) == identity)
+    fn read_all(&mut self, name: CString, file: OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
+        let is_whole = fstat(&file).is_ok_and(|stat| Identity::of(&stat) == identity)
             && buffer.len() as u64 == identity.size;
         if !is_whole && self.try_again() {
             return State::Opening { number: 0, name, target: None };
@@ -519,6 +553,10 @@ impl Load {
         // answer.
         let settled = is_whole && identity.is_settled(now());
         let body = Body::in_memory(buffer, self.site.ledger());
+        if self.keeps_file && settled && identity.size >= KEPT_MIN && self.site.may_keep_open() {
+            self.kept = Some(body.kept_in(file, self.site.ledger()));
+            return self.found(name, identity, body, settled);
+        }
         // It was asked for before, so it will be again.
         let body = if self.known.is_some() { self.site.hold(body) } else { body };
         self.found(name, identity, body, settled)

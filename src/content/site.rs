@@ -174,7 +174,7 @@ impl Site {
             || !file.settled
             || file.on_trial
             || file.is_worth_gathering(past.asked)
-            || file.is_on_disk() && self.may_hold(file.identity.size);
+            || file.is_on_disk() && (past.has_room || !file.is_kept()) && self.may_hold(file.identity.size);
         !is_for_a_load
             && plain.stamp.is_beside(&file.identity)
             && self.seen(directory::parent(&plain.name), now).is_some_and(|seen| seen.proves(&plain.stamp))
@@ -188,7 +188,7 @@ impl Site {
     #[inline]
     pub fn is_to_be_read(&self, entry: &Entry, request: &Request) -> bool {
         match entry {
-            Entry::File(file) if file.is_on_disk() => {
+            Entry::File(file) if file.is_on_disk() && !file.is_kept() => {
                 needs_tag_of_bytes(request) && self.may_hold(file.identity.size)
             }
             _ => false,

@@ -297,7 +297,7 @@ fn memory() -> Check {
 }
 
 fn descriptors(refused: Refused, workers: usize) -> Check {
-    let descriptors = Descriptors::raise(None);
+    let descriptors = Descriptors::raise(None, None);
     let connections = descriptors.for_connections(workers * descriptors::OF_THREAD);
     let text = format!("a limit of {}; connections at the same time: {connections}", descriptors.limit);
     if let Some(remedy) = remedy_for(refused, Culprit::Descriptors) {
