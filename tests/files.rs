@@ -362,14 +362,18 @@ fn a_cache_too_small_for_the_site_serves_it_all_the_same() {
                 }
             }
             let names: Vec<_> = (230..250).map(|number| format!("{number}.bin")).collect();
-            names.iter().for_each(|name| site.write(name, cache));
+            for name in &names {
+                site.write(name, cache);
+            }
             std::thread::sleep(Duration::from_secs(1));
             for name in &names {
                 // The first to ask has it looked at again.
                 let _ = client.get(&format!("/{name}"));
                 assert_eq!(client.get(&format!("/{name}")).text(), cache, "{name}");
             }
-            (230..250).for_each(|number| site.write(&format!("{number}.bin"), body(number)));
+            for number in 230..250 {
+                site.write(&format!("{number}.bin"), body(number));
+            }
         }
     });
 }

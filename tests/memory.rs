@@ -515,7 +515,7 @@ fn ask_at(worker: &mut Worker, second: u32, name: &str, fields: &str) -> (usize,
     (client.loaded, client.output)
 }
 
-/// What is asked for once the cache is full is left in its file, with the tag of its bytes, and needs no load.
+/// What is first asked for when the cache is full stays in its file, with the tag of its bytes, and needs no load.
 #[test]
 fn of_files_that_there_is_no_room_for_the_descriptors_are_kept() {
     const ROOM: usize = 64 * 1024;

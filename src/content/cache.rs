@@ -4,10 +4,10 @@
 //! by bytes and by open descriptors, one of redirects and refusals, bounded by number. Each evicts by CLOCK:
 //! an entry that was used since the hand last came by is passed over once.
 //!
-//! Where the files do not all fit, reading one to keep its bytes drives out the bytes of another, which is soon
-//! read again. So of what is asked for once the share is full, the descriptor is kept and not the bytes:
-//! a hundredth of the memory, and the kernel has the bytes. They take the place of others' when they have been
-//! asked for more often.
+//! Where the files do not all fit, keeping the bytes of one drives out those of another, which are soon read
+//! again. So of what is first asked for when the share is full the descriptor is kept instead: that takes
+//! little memory, and the kernel has the bytes. They take the place of others' when they have been asked for
+//! more often.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::clock::Tick;
 use crate::http::negotiate::Coding;
 
 use super::entry::Entry;
-use super::load::Loaded;
+use super::loaded::Loaded;
 
 /// Redirects and refusals kept.
 const REFUSALS_MAX: usize = 1024;
@@ -360,8 +360,8 @@ impl Share {
         }
     }
 
-    /// Whether something is asked for so seldom, compared with this, that its bytes should rather go. If so it
-    /// is next. If not it counts for half as much in future, so that nothing lives on what it once was.
+    /// Whether something is asked for so seldom, compared with this, that its bytes should rather go. If so
+    /// it is next. If not it counts for half as much in future, so that nothing lives on what it once was.
     fn is_outdone(&mut self, asked: u32) -> bool {
         let rivals = if asked >= RIVAL_MIN { RIVALS } else { 0 };
         for _ in 0..rivals {

@@ -22,6 +22,7 @@ use super::body::{Body, Gathering};
 use super::cache::Past;
 use super::directory::{self, Listing, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
+use super::loaded::Loaded;
 use super::site::Site;
 
 /// How often an operation is tried again that another process got in the way of.
@@ -183,33 +184,6 @@ struct Found {
     /// Those that there may be.
     possible: Codings,
     siblings: Codings,
-}
-
-/// What came of a load.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The canonical path.
-    pub path: Box<[u8]>,
-    /// The sibling that was wanted, if one was.
-    pub coding: Option<Coding>,
-    /// What it means.
-    pub entry: Arc<Entry>,
-    /// The same bytes in their file, where that is to be kept.
-    kept: Option<Body>,
-    /// Whether that is not what was known before.
-    pub news: bool,
-    /// Of [`Changes`](super::cache::Changes), when the load began.
-    pub count: u32,
-}
-
-impl Loaded {
-    /// What a cache is to keep, which may take less memory than what is to be answered.
-    pub(super) fn to_keep(&self) -> Arc<Entry> {
-        match (&*self.entry, &self.kept) {
-            (Entry::File(file), Some(body)) => Arc::new(Entry::File(file.with(body.clone()))),
-            _ => self.entry.clone(),
-        }
-    }
 }
 
 impl Load {

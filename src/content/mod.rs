@@ -8,6 +8,7 @@ pub mod cache;
 pub mod directory;
 pub mod entry;
 pub mod load;
+pub mod loaded;
 pub mod mime;
 pub mod pages;
 pub mod path;
@@ -17,6 +18,7 @@ pub mod store;
 
 pub use cache::Cache;
 pub use entry::Entry;
-pub use load::{Load, Loaded, Step};
+pub use load::{Load, Step};
+pub use loaded::Loaded;
 pub use site::{Site, Symlinks};
 pub use store::Store;
