@@ -79,12 +79,14 @@ struct Args {
           value_parser = head_size)]
     head_size: usize,
 
-    /// Connections held at once [default: what the limit on descriptors allows]
+    /// Connections held at once; their descriptors come before those of files [default: what the limit on
+    /// descriptors allows]
     #[arg(long, value_name = "N", env = "SERVER_MAX_CONNECTIONS",
           value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
 
-    /// Memory for files, over all workers [default: 256MiB, or a quarter of the control group's limit]
+    /// Memory for files, over all workers; of what there is no room for, descriptors are kept [default:
+    /// 256MiB, or a quarter of the control group's limit]
     #[arg(long, value_name = "SIZE", env = "SERVER_CACHE_SIZE", value_parser = size)]
     cache_size: Option<u64>,
 

@@ -1,13 +1,14 @@
 //! What one engine thread knows about targets. Nothing in it is shared, so nothing is locked.
 //!
-//! Two shares, so that a flood of names that do not exist cannot drive out what does: one of files, bounded
-//! by bytes and by open descriptors, one of redirects and refusals, bounded by number. Each evicts by CLOCK:
-//! an entry that was used since the hand last came by is passed over once.
+//! Three shares, so that a flood of names that do not exist cannot drive out what does: one of files whose
+//! bytes are held, bounded by bytes, one of open files, bounded by number and bytes, one of redirects and
+//! refusals, bounded by number. Each evicts by CLOCK: an entry that was used since the hand last came by is
+//! passed over once.
 //!
 //! Where the files do not all fit, keeping the bytes of one drives out those of another, which are soon read
-//! again. So of what is first asked for when the share is full the descriptor is kept instead: that takes
+//! again. So of what is first asked for when the memory is full the descriptor is kept instead: that takes
 //! little memory, and the kernel has the bytes. They take the place of others' when they have been asked for
-//! more often.
+//! much more often.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -30,15 +31,14 @@ const REFUSED_PATH_MAX: usize = 512;
 const ITEM_WEIGHT: usize = 128;
 /// Of the bytes there may be, those up to which a file's are kept when it is first asked for, in eighths.
 const FULL_EIGHTHS: usize = 7;
-/// Entries looked at for one whose bytes are asked for seldom enough.
-const RIVALS: usize = 32;
-/// What is asked for less often is not compared with others.
-const RIVAL_MIN: u32 = 4;
-/// What nobody has asked for since it was due to be looked at, for so long, is not kept open: the space of a
-/// file that was deleted is only free once it is closed.
-const IDLE: Duration = Duration::from_secs(60);
-/// Entries looked at for that with each that is looked at for itself.
-const SWEPT: usize = 2;
+/// For bytes to take the place of others they must be asked for twice as often as those, and so many times
+/// more: between equals nothing is won, and chance has one of them ahead.
+const LEAD: u64 = 6;
+/// Free places passed over in search of a rival.
+const VACANT_MAX: usize = 8;
+/// What nobody has asked for in one round of the hand, of which there is one in this time, is not kept open:
+/// the space of a file that was deleted is only free once it is closed.
+const ROUND: Duration = Duration::from_secs(60);
 /// What was looked at no longer ago is still in the kernel's memory.
 const RECENT: Duration = Duration::from_secs(10);
 
@@ -99,8 +99,13 @@ impl Default for Changes {
 /// The entries of one engine thread.
 #[derive(Debug)]
 pub struct Cache {
-    files: Share,
+    /// Of files whose bytes are in memory.
+    held: Share,
+    /// Of files that are kept open.
+    open: Share,
     refusals: Share,
+    /// When the hand of the open files was last moved on for the time that had passed.
+    swept: Tick,
     budget: Budget,
     changes: Arc<Changes>,
 }
@@ -131,14 +136,32 @@ pub struct Past {
 /// Where an entry is, until the next insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    in_files: bool,
+    among: Among,
     at: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Among {
+    Held,
+    Open,
+    Refusals,
+}
+
+impl Among {
+    fn of(entry: &Entry) -> Among {
+        match entry {
+            Entry::File(file) if file.is_on_disk() => Among::Open,
+            Entry::File(_) => Among::Held,
+            Entry::Redirect(_) | Entry::Nothing(_) => Among::Refusals,
+        }
+    }
 }
 
 impl Cache {
     /// An empty cache, one of those that share `changes`.
     pub fn new(budget: Budget, changes: Arc<Changes>) -> Cache {
-        Cache { files: Share::default(), refusals: Share::default(), budget, changes }
+        let (held, open, refusals) = Default::default();
+        Cache { held, open, refusals, swept: Tick::default(), budget, changes }
     }
 
     /// An empty cache like this one.
@@ -158,56 +181,64 @@ impl Cache {
     pub fn get(&mut self, path: &[u8], coding: Option<Coding>, now: Tick) -> Lookup {
         let hash = self.changes.hash(path, coding);
         let count = self.changes.counter(hash).load(Ordering::Relaxed);
-        let (share, place) = if let Some(at) = self.files.find(hash, path, coding) {
-            (&mut self.files, Place { in_files: true, at })
+        let place = if let Some(at) = self.held.find(hash, path, coding) {
+            Place { among: Among::Held, at }
+        } else if let Some(at) = self.open.find(hash, path, coding) {
+            Place { among: Among::Open, at }
         } else if coding.is_none()
             && let Some(at) = self.refusals.find(hash, path, coding)
         {
-            (&mut self.refusals, Place { in_files: false, at })
+            Place { among: Among::Refusals, at }
         } else {
             return Lookup::Unknown;
         };
-        let item = &mut share.items[place.at];
+        let budget = self.budget;
+        let item = &mut self.share(place.among).items[place.at];
         item.used = true;
         item.asked = item.asked.saturating_add(1);
         if now < item.fresh_until && item.count == count && !item.on_trial {
             return Lookup::Fresh(place);
         }
         let asked = std::mem::take(&mut item.asked);
-        let is_recent = self.budget.fresh_for < RECENT
-            && now < item.fresh_until.after(RECENT.saturating_sub(self.budget.fresh_for));
+        item.asked_before = asked;
+        let is_recent = budget.fresh_for < RECENT
+            && now < item.fresh_until.after(RECENT.saturating_sub(budget.fresh_for));
         item.on_trial = false;
         item.count = count;
         // What nobody has asked for in a long time may be much older than it should be by now.
-        if now < item.fresh_until.after(self.budget.fresh_for) {
-            item.fresh_until = self.budget.fresh_until(now);
+        if now < item.fresh_until.after(budget.fresh_for) {
+            item.fresh_until = budget.fresh_until(now);
         }
-        let has_room = match &*item.entry {
-            Entry::File(file) if file.is_kept() => {
-                let size = usize::try_from(file.identity.size).unwrap_or(usize::MAX);
-                self.budget.bytes.saturating_sub(share.weight) >= size || share.is_outdone(asked)
-            }
-            _ => false,
+        let kept = match &*item.entry {
+            Entry::File(file) if file.is_kept() => usize::try_from(file.identity.size).ok(),
+            _ => None,
         };
+        let has_room = kept.is_some_and(|size| {
+            budget.bytes.saturating_sub(self.held.weight + self.open.weight) >= size
+                || self.held.is_outdone(asked, size, |item| now < item.fresh_until.after(budget.fresh_for))
+        });
         Lookup::Stale(place, Past { asked, is_recent, has_room })
     }
 
     /// Whether of a file that was not asked for before no more than its descriptor is to be kept.
     pub fn is_full(&self) -> bool {
-        self.files.weight >= self.budget.bytes / 8 * FULL_EIGHTHS
+        let Budget { bytes, descriptors, .. } = self.budget;
+        self.held.weight + self.open.weight >= bytes / 8 * FULL_EIGHTHS
+            && self.open.len() < descriptors
+            && self.open.weight < bytes / 2
     }
 
     /// What [`Cache::get`] has said to be stale was looked at, and is as it was.
     pub fn renew(&mut self, place: Place, now: Tick) {
-        let share = if place.in_files { &mut self.files } else { &mut self.refusals };
-        share.items[place.at].fresh_until = self.budget.fresh_until(now);
-        self.files.close_idle(now);
+        let fresh_until = self.budget.fresh_until(now);
+        self.share(place.among).items[place.at].fresh_until = fresh_until;
+        self.close_idle(now);
     }
 
     /// What [`Cache::get`] has said to be stale is not looked at now after all: it is stale still.
     pub fn put_off(&mut self, path: &[u8], coding: Option<Coding>) {
         let hash = self.changes.hash(path, coding);
-        for share in [&mut self.files, &mut self.refusals] {
+        for share in [&mut self.held, &mut self.open, &mut self.refusals] {
             if let Some(at) = share.find(hash, path, coding) {
                 let item = &mut share.items[at];
                 item.fresh_until = Tick::default();
@@ -219,7 +250,11 @@ impl Cache {
     /// The entry at a place that [`Cache::get`] has just named.
     #[inline]
     pub fn entry(&self, place: Place) -> &Arc<Entry> {
-        let share = if place.in_files { &self.files } else { &self.refusals };
+        let share = match place.among {
+            Among::Held => &self.held,
+            Among::Open => &self.open,
+            Among::Refusals => &self.refusals,
+        };
         &share.items[place.at].entry
     }
 
@@ -233,50 +268,69 @@ impl Cache {
         if loaded.news && counter.fetch_add(1, Ordering::Relaxed) == count {
             count = count.wrapping_add(1);
         }
-        let is_file = matches!(&*loaded.entry, Entry::File(_));
         let is_lasting = match &*loaded.entry {
             Entry::Nothing(status) => status.code() < 500 && loaded.path.len() <= REFUSED_PATH_MAX,
             Entry::Redirect(_) => loaded.path.len() <= REFUSED_PATH_MAX,
             Entry::File(_) => true,
         };
-        let (share, other) = if is_file {
-            (&mut self.files, &mut self.refusals)
-        } else {
-            (&mut self.refusals, &mut self.files)
-        };
-        other.remove(hash, &loaded.path, loaded.coding);
-        share.remove(hash, &loaded.path, loaded.coding);
+        for share in [&mut self.held, &mut self.open, &mut self.refusals] {
+            share.remove(hash, &loaded.path, loaded.coding);
+        }
+        self.close_idle(now);
         if !is_lasting {
             return;
         }
         let entry = loaded.to_keep();
-        share.insert(Item {
+        let (fresh_until, among) = (self.budget.fresh_until(now), Among::of(&entry));
+        self.share(among).insert(Item {
             hash,
             path: loaded.path.clone(),
             coding: loaded.coding,
             on_trial: entry.is_on_trial(),
             entry,
             count,
-            fresh_until: self.budget.fresh_until(now),
+            fresh_until,
             asked: 0,
+            asked_before: 0,
             used: false,
         });
-        if is_file {
-            let Budget { bytes, descriptors, .. } = self.budget;
-            self.files.evict_until(
-                |share| share.descriptors <= descriptors && share.descriptors_weight <= bytes / 2,
-                |item| item.entry.holds_descriptor(),
-            );
-            self.files.evict_until(|share| share.weight <= bytes, |item| !item.entry.holds_descriptor());
-            self.files.close_idle(now);
-        } else {
-            self.refusals.evict_until(|share| share.len() <= REFUSALS_MAX, |_| true);
+        let Budget { bytes, descriptors, .. } = self.budget;
+        match among {
+            Among::Refusals => self.refusals.evict_until(|share| share.len() <= REFUSALS_MAX),
+            Among::Open => {
+                self.open.evict_until(|share| share.len() <= descriptors && share.weight <= bytes / 2);
+            }
+            Among::Held => {}
+        }
+        let open = self.open.weight;
+        self.held.evict_until(|share| share.weight + open <= bytes);
+    }
+
+    /// Closes files that nobody asks for, as many as are due by now.
+    fn close_idle(&mut self, now: Tick) {
+        let places = self.open.items.capacity();
+        let passed = self.swept.until(now).as_millis() * places as u128 / ROUND.as_millis();
+        if self.open.len() == 0 {
+            self.swept = now;
+        } else if passed > 0 {
+            self.swept = now;
+            for _ in 0..places.min(passed as usize) {
+                self.open.pass();
+            }
+        }
+    }
+
+    fn share(&mut self, among: Among) -> &mut Share {
+        match among {
+            Among::Held => &mut self.held,
+            Among::Open => &mut self.open,
+            Among::Refusals => &mut self.refusals,
         }
     }
 
     /// Bytes of all entries, about.
     pub fn weight(&self) -> usize {
-        self.files.weight + self.refusals.weight
+        self.held.weight + self.open.weight + self.refusals.weight
     }
 }
 
@@ -287,12 +341,7 @@ struct Share {
     table: HashTable<usize>,
     items: slab::Slab<Item>,
     hand: usize,
-    /// Up to where idle descriptors were looked for.
-    swept: usize,
     weight: usize,
-    descriptors: usize,
-    /// Of the entries that hold them.
-    descriptors_weight: usize,
 }
 
 #[derive(Debug)]
@@ -306,6 +355,8 @@ struct Item {
     fresh_until: Tick,
     /// How often it was asked for since it was last looked at.
     asked: u32,
+    /// The same, from the look before that to the last.
+    asked_before: u32,
     used: bool,
     /// The first to ask for it again is to load it again.
     on_trial: bool,
@@ -333,10 +384,6 @@ impl Share {
 
     fn insert(&mut self, item: Item) {
         self.weight += item.weight();
-        if item.entry.holds_descriptor() {
-            self.descriptors += 1;
-            self.descriptors_weight += item.weight();
-        }
         let hash = item.hash;
         let at = self.items.insert(item);
         let items = &self.items;
@@ -354,69 +401,48 @@ impl Share {
         let place = self.table.find_entry(item.hash, |&other| other == at);
         place.expect("every item is in the table").remove();
         self.weight -= item.weight();
-        if item.entry.holds_descriptor() {
-            self.descriptors -= 1;
-            self.descriptors_weight -= item.weight();
-        }
     }
 
-    /// Whether something is asked for so seldom, compared with this, that its bytes should rather go. If so
-    /// it is next. If not it counts for half as much in future, so that nothing lives on what it once was.
-    fn is_outdone(&mut self, asked: u32) -> bool {
-        let rivals = if asked >= RIVAL_MIN { RIVALS } else { 0 };
-        for _ in 0..rivals {
+    /// Whether the next item is asked for so seldom, compared with so many times for so many bytes, that its
+    /// bytes should rather go. If so it is the next to be evicted. `is_alive` says of an item whether anybody
+    /// has asked for it of late.
+    fn is_outdone(&mut self, asked: u32, size: usize, is_alive: impl Fn(&Item) -> bool) -> bool {
+        for _ in 0..VACANT_MAX {
             self.advance();
             let Some(item) = self.items.get_mut(self.hand) else { continue };
-            if item.entry.holds_descriptor() {
-                continue;
-            }
-            // Between equals nothing is won, and chance has one of them ahead.
-            if asked / 2 > item.asked.saturating_add(1) {
+            let rival = if is_alive(item) { u64::from(item.asked.max(item.asked_before)) } else { 0 };
+            let is_outdone = u64::from(asked) > (2 * rival + LEAD) * size.div_ceil(item.weight()) as u64;
+            if is_outdone {
                 item.used = false;
                 self.hand = self.hand.checked_sub(1).unwrap_or(self.items.capacity() - 1);
-                return true;
             }
-            item.asked /= 2;
-            return false;
+            return is_outdone;
         }
         false
     }
 
     fn advance(&mut self) {
-        self.hand = self.behind(self.hand);
+        self.hand = if self.hand + 1 < self.items.capacity() { self.hand + 1 } else { 0 };
     }
 
-    fn behind(&self, at: usize) -> usize {
-        if at + 1 < self.items.capacity() { at + 1 } else { 0 }
-    }
-
-    /// Looks at a few entries, and closes what nobody asks for.
-    fn close_idle(&mut self, now: Tick) {
-        for _ in 0..SWEPT.min(self.descriptors) {
-            self.swept = self.behind(self.swept);
-            if let Some(item) = self.items.get(self.swept)
-                && item.entry.holds_descriptor()
-                && item.fresh_until.after(IDLE) < now
-            {
-                self.remove_at(self.swept);
-            }
+    /// Moves the hand on, and evicts the item there unless it was used since the hand last came by.
+    fn pass(&mut self) {
+        self.advance();
+        if let Some(item) = self.items.get_mut(self.hand)
+            && !std::mem::take(&mut item.used)
+        {
+            self.remove_at(self.hand);
         }
     }
 
-    /// Evicts items that count until the limit holds. One item may always stay, so that what was just loaded
-    /// can be answered from.
-    fn evict_until(&mut self, holds: impl Fn(&Share) -> bool, counts: impl Fn(&Item) -> bool) {
+    /// Evicts items until the limit holds. One item may always stay, so that what was just loaded can be
+    /// answered from.
+    fn evict_until(&mut self, holds: impl Fn(&Share) -> bool) {
         // Two rounds are enough: the first takes every mark of use away.
         let mut looks = 2 * self.items.capacity();
         while !holds(self) && self.len() > 1 && looks > 0 {
             looks -= 1;
-            self.advance();
-            if let Some(item) = self.items.get_mut(self.hand)
-                && counts(item)
-                && !std::mem::take(&mut item.used)
-            {
-                self.remove_at(self.hand);
-            }
+            self.pass();
         }
     }
 }

@@ -44,6 +44,11 @@ const TRUSTED: [FsWord; 8] = [
     0xca45_1a4e, // bcachefs
 ];
 
+/// Whether what is open lies in a file system whose `stat` can be relied on, and is not waited for.
+pub(super) fn is_trusted(file: impl AsFd) -> bool {
+    fstatfs(file).is_ok_and(|system| TRUSTED.contains(&system.f_type))
+}
+
 /// What a directory looked like.
 #[derive(Debug, Default)]
 pub struct Stamp {

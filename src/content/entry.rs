@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::fmt::Write;
 use std::ops::Range;
 
-use rustix::fs::Stat;
+use rustix::fs::{Stat, fstat};
 
 use crate::http::conditional::Validators;
 use crate::http::negotiate::{Coding, Codings};
@@ -226,6 +226,15 @@ impl File {
     /// Whether they are on the disk though they have been read: there is no room for them.
     pub(super) fn is_kept(&self) -> bool {
         self.is_on_disk() && self.body.hash().is_some()
+    }
+
+    /// Whether the file that is kept open is still in the state that its bytes were read in. Its file system is
+    /// one that says so without waiting.
+    pub(super) fn is_as_it_was(&self) -> bool {
+        match self.bytes() {
+            Bytes::File(source) => fstat(source).is_ok_and(|stat| Identity::of(&stat) == self.identity),
+            Bytes::Memory(_) => true,
+        }
     }
 
     /// The same file with its bytes held elsewhere.

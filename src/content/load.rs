@@ -527,7 +527,12 @@ impl Load {
         // answer.
         let settled = is_whole && identity.is_settled(now());
         let body = Body::in_memory(buffer, self.site.ledger());
-        if self.keeps_file && settled && identity.size >= KEPT_MIN && self.site.may_keep_open() {
+        if self.keeps_file
+            && settled
+            && identity.size >= KEPT_MIN
+            && self.site.may_keep_open()
+            && directory::is_trusted(&file)
+        {
             self.kept = Some(body.kept_in(file, self.site.ledger()));
             return self.found(name, identity, body, settled);
         }

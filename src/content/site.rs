@@ -184,11 +184,13 @@ impl Site {
             })
     }
 
-    /// Whether what is known of a file does not do for this request, which may need the tag of its bytes.
+    /// Whether what is known of a file does not do for this request, which may need the tag of its bytes; of
+    /// one that is kept open, whether its bytes have changed since they were read for that.
     #[inline]
     pub fn is_to_be_read(&self, entry: &Entry, request: &Request) -> bool {
         match entry {
-            Entry::File(file) if file.is_on_disk() && !file.is_kept() => {
+            Entry::File(file) if file.is_kept() => !file.is_as_it_was(),
+            Entry::File(file) if file.is_on_disk() => {
                 needs_tag_of_bytes(request) && self.may_hold(file.identity.size)
             }
             _ => false,

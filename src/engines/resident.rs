@@ -119,7 +119,7 @@ impl Resident {
 }
 
 /// A shorter span is copied behind its head.
-const SHORT_MAX: u64 = 32 * 1024;
+pub const SHORT_MAX: u64 = 32 * 1024;
 
 /// Before a longer span is read it is asked for. A read that may not wait still has the kernel read ahead,
 /// and finding the pages for that takes longer the more there are.

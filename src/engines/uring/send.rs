@@ -22,7 +22,7 @@ use io_uring::{opcode, squeue};
 
 use crate::engines::calls;
 use crate::engines::calls::counted;
-use crate::engines::resident::Resident;
+use crate::engines::resident::{self, Resident};
 use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
 use crate::serve::Want;
@@ -73,7 +73,7 @@ impl Loop<'_> {
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { file, len, .. }
-                if (len > if file.is_in_memory() { INSTALL_MIN } else { FILE_BUFFER as u64 }
+                if (len > if file.is_in_memory() { INSTALL_MIN } else { resident::SHORT_MAX }
                     || !may_begin)
                     && self.can_install
                     && slot.installed.is_none()
