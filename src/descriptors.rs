@@ -45,11 +45,11 @@ impl Descriptors {
         Descriptors { limit, clients: clients.unwrap_or(0) }
     }
 
-    /// Files that the caches keep open: large ones, and those for whose bytes there is no room. A quarter of
-    /// what most have no use for otherwise is for these.
+    /// Files that the caches keep open: large ones, and those for whose bytes there is no room. Half of what
+    /// most have no use for otherwise is for these.
     pub(crate) fn for_cache(self) -> usize {
         let others = 3 * self.share() + self.for_loads() + self.clients;
-        self.share() + (self.limit.saturating_sub(others + FEW) / 4).min(KEPT_MAX)
+        self.share() + (self.limit.saturating_sub(others + FEW) / 2).min(KEPT_MAX)
     }
 
     /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
