@@ -228,8 +228,8 @@ impl File {
         self.is_on_disk() && self.body.hash().is_some()
     }
 
-    /// Whether the file that is kept open is still in the state that its bytes were read in. Its file system is
-    /// one that says so without waiting.
+    /// Whether the file that is kept open is still in the state that its bytes were read in. Its file system
+    /// is one that says so without waiting.
     pub(super) fn is_as_it_was(&self) -> bool {
         match self.bytes() {
             Bytes::File(source) => fstat(source).is_ok_and(|stat| Identity::of(&stat) == self.identity),
