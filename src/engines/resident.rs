@@ -118,7 +118,7 @@ impl Resident {
     }
 }
 
-/// A shorter span is copied behind its head.
+/// A span up to this is copied behind its head: that costs less than an operation or a call of its own.
 pub const SHORT_MAX: u64 = 32 * 1024;
 
 /// Before a longer span is read it is asked for. A read that may not wait still has the kernel read ahead,
