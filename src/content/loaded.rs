@@ -25,6 +25,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Bytes of the file, if it is one.
+    pub fn size(&self) -> u64 {
+        if let Entry::File(file) = &*self.entry { file.bytes().size() } else { 0 }
+    }
+
     /// What a cache is to keep, which may take less memory than what is to be answered.
     pub(super) fn to_keep(&self) -> Arc<Entry> {
         match (&*self.entry, &self.kept) {

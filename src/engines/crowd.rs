@@ -33,7 +33,7 @@ use crate::shutdown::{Phase, Shutdown};
 
 use super::helpers::{Done, Helpers, Job};
 use super::session::{Desk, Session, Wait};
-use super::{AcceptError, LIGHT_PER_HEAVY, PauseNote, Seat, calls};
+use super::{AcceptError, HEAVY_MIN, LIGHT_PER_HEAVY, PauseNote, Seat, calls};
 
 /// Clients accepted before those already there have their turn.
 const ACCEPTS_MAX: usize = 64;
@@ -104,7 +104,8 @@ pub struct Crowd<'a, W> {
     note: PauseNote,
     desk: Desk,
     helpers: Helpers<Key>,
-    /// What they have done and nobody has gone on with. Small requests do not wait behind all of it.
+    /// What they have done that brings much to do, and nobody has gone on with. Small requests do not wait
+    /// behind all of it.
     done: VecDeque<(Key, Done)>,
     /// Connections whose loads were put off.
     put_off: VecDeque<Key>,
@@ -279,9 +280,12 @@ impl<'a, W: Watch> Crowd<'a, W> {
         }
     }
 
-    /// Takes what helpers have done; the connections go on by and by, in [`Crowd::end_turn`].
+    /// Takes what helpers have done. Connections that have much to do with it go on by and by, in
+    /// [`Crowd::end_turn`].
     pub fn take_done(&mut self) {
-        self.done.extend(self.helpers.take_done());
+        for (key, done) in self.helpers.take_done() {
+            if done.size() >= HEAVY_MIN { self.done.push_back((key, done)) } else { self.go_on(key, done) }
+        }
     }
 
     /// Whether helpers are at work.
@@ -311,14 +315,10 @@ impl<'a, W: Watch> Crowd<'a, W> {
         Ok(!draining || !(self.slots.is_empty() || self.seat.shutdown.is_cut()))
     }
 
-    /// Goes on with the next one whose disk has answered.
+    /// Goes on with the next one whose disk has answered with much.
     fn resume(&mut self) {
-        if let Some((key, done)) = self.done.pop_front()
-            && let Some(slot) = self.slots.get_mut(key.index as usize)
-            && slot.generation == key.generation
-        {
-            slot.session.resume(done, &mut self.seat.worker);
-            self.advance(key);
+        if let Some((key, done)) = self.done.pop_front() {
+            self.go_on(key, done);
         }
         while !self.helpers.are_busy()
             && let Some(key) = self.put_off.pop_front()
@@ -329,6 +329,16 @@ impl<'a, W: Watch> Crowd<'a, W> {
                 slot.session.take_up(&mut self.seat.worker);
                 self.advance(key);
             }
+        }
+    }
+
+    /// Goes on with what was done for a connection.
+    fn go_on(&mut self, key: Key, done: Done) {
+        if let Some(slot) = self.slots.get_mut(key.index as usize)
+            && slot.generation == key.generation
+        {
+            slot.session.resume(done, &mut self.seat.worker);
+            self.advance(key);
         }
     }
 

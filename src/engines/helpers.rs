@@ -75,6 +75,14 @@ impl Done {
             Done::Read(..) => Kind::Read,
         }
     }
+
+    /// Bytes that are to be sent by now.
+    pub fn size(&self) -> u64 {
+        match self {
+            Done::Loaded(loaded) => loaded.size(),
+            Done::Read(_, _, len) => *len,
+        }
+    }
 }
 
 impl Job {

@@ -60,6 +60,8 @@ pub static ENGINES: &[Engine] = &[
 
 /// For each piece of news that brings much to do, so many that bring little have their turn.
 const LIGHT_PER_HEAVY: usize = 32;
+/// To load or to send on so many bytes of a file is as much to do as answering many requests.
+const HEAVY_MIN: u64 = 64 * 1024;
 
 /// The engine `auto` takes where the kernel permits it, and the one it takes elsewhere.
 pub const AUTO: (&Engine, &Engine) = (&uring::ENGINE, &epoll::ENGINE);

@@ -44,7 +44,7 @@ use crate::clock::Tick;
 use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
 use crate::http::outbox::PIECE;
-use crate::http::{Connection, Outbox};
+use crate::http::{Chunk, Connection, Outbox};
 use crate::serve::Want;
 use crate::shutdown::Phase;
 use crate::sys::Area;
@@ -59,7 +59,7 @@ use self::timer::Timer;
 use super::helpers::list_aside;
 use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
 use super::session::load_at_once;
-use super::{Capabilities, Engine, Family, LIGHT_PER_HEAVY, Seat, Threads, calls};
+use super::{Capabilities, Engine, Family, HEAVY_MIN, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
@@ -75,8 +75,6 @@ pub const ENGINE: Engine = Engine {
 
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
-/// Loading a file of so many bytes is as much to do as answering many requests.
-const HEAVY_MIN: u64 = 64 * 1024;
 /// Bytes of a file that are read for a load at once. Many disks may answer in one turn, and each read then
 /// copies what it asked for; and the first of a file has the kernel read ahead several times as much, for
 /// which it finds pages there and then.
@@ -255,7 +253,10 @@ impl Loop<'_> {
     fn is_heavy(&mut self, completion: &Completion) -> bool {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
-            Operation::FileFetch | Operation::FileRead | Operation::Writable => true,
+            Operation::Writable => true,
+            Operation::FileFetch | Operation::FileRead => live(&mut self.slots, key).is_some_and(
+                |slot| matches!(slot.outbox.front(&mut []), Chunk::File { len, .. } if len >= HEAVY_MIN),
+            ),
             // As much as is sent at once, so there is more.
             Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => matches!(

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{Fd, Fixed};
 use io_uring::{opcode, squeue};
 
+use crate::engines::HEAVY_MIN;
 use crate::engines::calls;
 use crate::engines::calls::counted;
 use crate::engines::resident::{self, Resident};
@@ -93,8 +94,9 @@ impl Loop<'_> {
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
                     let line = self.files.line(slot.installed.is_some());
-                    // There may be fewer places by now.
-                    if !is_called || line.is_full() {
+                    // With little others need not have their turn before. There may be fewer places by now.
+                    let is_next = is_called || len < HEAVY_MIN && line.waiting.is_empty();
+                    if !is_next || line.is_full() {
                         slot.task = Task::FileWaiting;
                         if is_called {
                             line.waiting.push_front(key);
@@ -412,8 +414,9 @@ impl Files {
         !line.is_full() && line.waiting.is_empty()
     }
 
+    /// Whether anybody waits because there is no place.
     fn is_any_awaited(&self) -> bool {
-        self.lines.iter().any(|line| !line.waiting.is_empty())
+        self.lines.iter().any(|line| line.is_full() && !line.waiting.is_empty())
     }
 
     /// Who has waited longest for a place, if there is one. He may have come by what he wanted since.
@@ -472,8 +475,9 @@ mod tests {
             if number % 2 == 0 { files.call(task, true) } else { *task = files.take_buffer(true) }
         }
         assert!(!files.may_begin());
+        assert!(!files.is_any_awaited());
         files.line(true).waiting.extend((7..9).map(|generation| Key { generation, ..KEY }));
-        assert!(files.next().is_none());
+        assert!(files.is_any_awaited() && files.next().is_none());
         files.line(false).waiting.push_back(KEY);
         assert_eq!(files.next(), Some(KEY), "the other line is not full");
         for task in &mut tasks {
@@ -482,6 +486,7 @@ mod tests {
             files.give_back(task, true);
         }
         assert!(files.line(true).taken == 0 && !files.may_begin(), "who waits comes first");
+        assert!(!files.is_any_awaited(), "there are places");
         assert_eq!(files.next().unwrap().generation, 7);
         assert_eq!(files.next().unwrap().generation, 8);
         assert!(files.next().is_none() && files.may_begin());
