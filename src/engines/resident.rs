@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FsWord, fstatfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -135,11 +135,15 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Bytes of a span for each sample of it.
 const SAMPLE_EVERY: u64 = 64 * 1024;
 
-/// Has short spans that are in the page cache leave in one piece with their heads.
-pub fn take_in_short_spans(outbox: &mut Outbox, may_begin: bool) {
+/// Has short spans that are in the page cache leave in one piece with their heads. `begun` is told how long it
+/// took where the disk was made to begin with one.
+pub fn take_in_short_spans(outbox: &mut Outbox, may_begin: bool, mut begun: impl FnMut(Duration)) {
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
         text.reserve(len);
-        let _ = read_resident(file.as_fd(), text, at, len, may_begin);
+        let before = Instant::now();
+        if read_resident(file.as_fd(), text, at, len, may_begin).is_none() && may_begin {
+            begun(before.elapsed());
+        }
     });
 }
 

@@ -190,7 +190,7 @@ impl Session {
                     Err(_) => return Wait::Over,
                 },
                 Want::Send { then_close } => {
-                    take_in_short_spans(outbox, may_begin);
+                    take_in_short_spans(outbox, may_begin, |_| {});
                     let disk = &mut self.disk;
                     let (sent, progress) = send_now(&self.socket, outbox, |file, at, len| {
                         disk.get_or_insert_default().resident.find(file, at, len, may_begin)

@@ -237,7 +237,7 @@ async fn send(
     conn: &mut Connection,
     outbox: &mut Outbox,
 ) -> Option<()> {
-    take_in_short_spans(outbox, true);
+    take_in_short_spans(outbox, true, |_| {});
     let mut file = None;
     let spare = room.desk.borrow_mut().pop();
     let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(PIECE));

@@ -44,7 +44,7 @@ use crate::clock::Tick;
 use crate::content::{Load, Step};
 use crate::deadlines::Deadlines;
 use crate::http::outbox::PIECE;
-use crate::http::{Chunk, Connection, Outbox};
+use crate::http::{Connection, Outbox};
 use crate::serve::Want;
 use crate::shutdown::Phase;
 use crate::sys::Area;
@@ -54,7 +54,7 @@ use self::operation::{Key, Mark, Operation};
 pub use self::probe::trials;
 use self::receive::receive;
 use self::ring::{Completion, Ring};
-use self::send::{Files, Message};
+use self::send::{Files, Line, Message, is_much_left};
 use self::timer::Timer;
 use super::helpers::list_aside;
 use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
@@ -159,12 +159,12 @@ enum Task {
     LoadWaiting,
     /// A span of a file that waits until fewer are on their way from the disk.
     FileWaiting,
-    /// It has a place.
-    FileCalled,
+    /// It has a place, in this line.
+    FileCalled(Line),
     /// It has a place, and should be in the page cache, for it was waited for.
     FileFetched,
-    /// It has a place, and a buffer: so many bytes of it were read.
-    File(Box<[u8]>, usize),
+    /// It has a place, in this line, and a buffer: so many bytes of it were read.
+    File(Line, Box<[u8]>, usize),
     /// A send that is tried again after [`SEND_PAUSE`].
     SendPaused,
     /// Not all was sent, but the receive that was to follow is in flight, and has to end first.
@@ -254,9 +254,9 @@ impl Loop<'_> {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
             Operation::Writable => true,
-            Operation::FileFetch | Operation::FileRead => live(&mut self.slots, key).is_some_and(
-                |slot| matches!(slot.outbox.front(&mut []), Chunk::File { len, .. } if len >= HEAVY_MIN),
-            ),
+            Operation::FileFetch | Operation::FileRead => {
+                live(&mut self.slots, key).is_some_and(|slot| is_much_left(slot))
+            }
             // As much as is sent at once, so there is more.
             Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => matches!(
@@ -341,7 +341,8 @@ impl Loop<'_> {
             }
             Want::Send { then_close } => {
                 slot.then_close = then_close;
-                take_in_short_spans(&mut slot.outbox, self.files.may_begin());
+                let may_begin = self.files.may_begin();
+                take_in_short_spans(&mut slot.outbox, may_begin, |took| self.files.begun(took));
                 // As long as few have something to do, it is worth a receive that finds nothing yet.
                 if self.is_quiet && self.presumed.len() < QUIET_MAX && self.send_and_receive(key)? {
                     return Ok(());
@@ -370,7 +371,7 @@ impl Loop<'_> {
                 self.submit(key, Operation::Shutdown, entry)
             }
             Want::Close => {
-                self.files.give_back(&mut slot.task, slot.installed.is_some());
+                self.files.give_back(&mut slot.task);
                 let entry = opcode::Close::new(Fixed(key.index)).build();
                 self.submit(key, Operation::Close, entry)
             }
@@ -513,16 +514,7 @@ impl Loop<'_> {
             }
         }
         // Behind all that may have somebody wait for a place.
-        while let Some(key) = self.files.next() {
-            if let Some(Slot { task: task @ Task::FileWaiting, in_flight: None, installed, .. }) =
-                live(&mut self.slots, key)
-            {
-                self.files.call(task, installed.is_some());
-                // Many may be called at once, and reading begins with what the kernel reads ahead.
-                self.await_turn(key);
-            }
-        }
-        Ok(())
+        self.call_waiting()
     }
 
     fn expire(&mut self) -> io::Result<()> {

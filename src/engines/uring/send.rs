@@ -29,7 +29,7 @@ use crate::http::Chunk;
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
-use super::{Installed, Loop, Task, slot};
+use super::{Installed, Loop, Slot, Task, live, slot};
 
 /// Spans of files that may be on their way from the disk at once: at first, at the least, and at the most.
 /// Many keep a quick disk busy; but they fill the queue of a slow one, and who submits to it when it is full
@@ -37,9 +37,8 @@ use super::{Installed, Loop, Task, slot};
 const PLACES: usize = 16;
 const PLACES_MIN: usize = 2;
 const PLACES_MAX: usize = 32;
-/// Those for clients whose socket has no descriptor of the process, so that it is not known whether there is
-/// anything to wait for: each holds a buffer.
-const BARE_PLACES: usize = 64;
+/// Those for [`Line::Unknown`]: each holds a buffer.
+const UNKNOWN_PLACES: usize = 64;
 /// Beginning to read takes a tenth of a millisecond, and longer than this only where it had to wait.
 const BEGIN_MAX: Duration = Duration::from_millis(10);
 /// Beginnings for each place, none of which had to wait, until there is one place more.
@@ -61,9 +60,9 @@ impl Loop<'_> {
         let slot = slot(&mut self.slots, key);
         let socket = Fixed(key.index);
         let is_fetched = matches!(slot.task, Task::FileFetched);
-        let is_called = is_fetched || matches!(slot.task, Task::FileCalled);
+        let is_called = is_fetched || matches!(slot.task, Task::FileCalled(_));
         if is_called {
-            self.files.give_back(&mut slot.task, slot.installed.is_some());
+            self.files.give_back(&mut slot.task);
         }
         let may_begin = self.files.may_begin();
         let mut slices = [IoSlice::new(&[]); SLICES];
@@ -74,8 +73,7 @@ impl Loop<'_> {
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { file, len, .. }
-                if (len > if file.is_in_memory() { INSTALL_MIN } else { resident::SHORT_MAX }
-                    || !may_begin)
+                if len > if file.is_in_memory() { INSTALL_MIN } else { resident::SHORT_MAX }
                     && self.can_install
                     && slot.installed.is_none()
                     && !is_called
@@ -93,15 +91,17 @@ impl Loop<'_> {
             }
             Chunk::File { file, at, len } => {
                 if !matches!(slot.task, Task::File(..)) {
-                    let line = self.files.line(slot.installed.is_some());
+                    let is_cold = slot.installed.is_some() || len <= resident::SHORT_MAX;
+                    let line = if is_cold { Line::Cold } else { Line::Unknown };
+                    let queue = self.files.queue(line);
                     // With little others need not have their turn before. There may be fewer places by now.
-                    let is_next = is_called || len < HEAVY_MIN && line.waiting.is_empty();
-                    if !is_next || line.is_full() {
+                    let is_next = is_called || len < HEAVY_MIN && queue.waiting.is_empty();
+                    if !is_next || queue.is_full() {
                         slot.task = Task::FileWaiting;
                         if is_called {
-                            line.waiting.push_front(key);
+                            queue.waiting.push_front(key);
                         } else {
-                            line.waiting.push_back(key);
+                            queue.waiting.push_back(key);
                         }
                         return Ok(());
                     }
@@ -116,14 +116,14 @@ impl Loop<'_> {
                             }
                         }
                         if resident.coming() > 0 {
-                            self.files.call(&mut slot.task, true);
+                            self.files.call(&mut slot.task, line);
                             let entry = byte(file.as_fd(), at + resident.coming() - 1);
                             return self.submit(key, Operation::FileFetch, entry);
                         }
                     }
-                    slot.task = self.files.take_buffer(slot.installed.is_some());
+                    slot.task = self.files.take_buffer(line);
                 }
-                let Task::File(buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
+                let Task::File(_, buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
                 let len = len.min(buffer.len() as u64) as u32;
                 let entry =
                     opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
@@ -242,13 +242,15 @@ impl Loop<'_> {
     /// does not take is read again later, so that no slow client holds a buffer.
     pub(super) fn file_read(&mut self, key: Key, result: i32) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Task::File(buffer, filled) = &mut slot.task else { unreachable!("a file is read into a buffer") };
+        let Task::File(_, buffer, filled) = &mut slot.task else {
+            unreachable!("a file is read into a buffer")
+        };
         if matches!(-result, libc::EINTR | libc::EAGAIN) {
             return self.send(key);
         }
         if result <= 0 {
             // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            self.files.give_back(&mut slot.task, slot.installed.is_some());
+            self.files.give_back(&mut slot.task);
             return self.carry_out(key, Want::Close);
         }
         *filled = result as usize;
@@ -258,7 +260,7 @@ impl Loop<'_> {
         };
         if let Some(installed) = &mut slot.installed {
             installed.resident.found(file, at..at + result as u64);
-            self.files.give_back(&mut slot.task, slot.installed.is_some());
+            self.files.give_back(&mut slot.task);
             return self.send_now(key);
         }
         let more = len > result as u64;
@@ -269,26 +271,26 @@ impl Loop<'_> {
 
     pub(super) fn file_sent(&mut self, key: Key, result: i32) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Task::File(_, filled) = slot.task else { unreachable!("a file is sent from a buffer") };
+        let Task::File(_, _, filled) = slot.task else { unreachable!("a file is sent from a buffer") };
         match result {
             1.. => slot.outbox.sent(result as u64),
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
             _ => {
-                self.files.give_back(&mut slot.task, slot.installed.is_some());
+                self.files.give_back(&mut slot.task);
                 return self.carry_out(key, Want::Close);
             }
         }
         if result as usize == filled {
             let is_over = !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. });
             if is_over || self.files.is_any_awaited() {
-                self.files.give_back(&mut slot.task, slot.installed.is_some());
+                self.files.give_back(&mut slot.task);
             }
             return self.go_on_sending(key);
         }
         if result > 0 {
             self.seat.worker.progressed(&mut slot.conn);
         }
-        self.files.give_back(&mut slot.task, slot.installed.is_some());
+        self.files.give_back(&mut slot.task);
         self.wait_until_writable(key)
     }
 
@@ -310,10 +312,33 @@ impl Loop<'_> {
         }
     }
 
+    /// Those who waited for a place get theirs.
+    pub(super) fn call_waiting(&mut self) -> io::Result<()> {
+        while let Some((key, line)) = self.files.next() {
+            let Some(slot) = live(&mut self.slots, key) else { continue };
+            if !matches!(slot.task, Task::FileWaiting) || slot.in_flight.is_some() {
+                continue;
+            }
+            self.files.call(&mut slot.task, line);
+            if is_much_left(slot) {
+                // Many may be called at once, and reading begins with what the kernel reads ahead.
+                self.await_turn(key);
+            } else {
+                self.send(key)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn wait_until_writable(&mut self, key: Key) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fixed(key.index), libc::POLLOUT as u32).build();
         self.submit(key, Operation::Writable, entry)
     }
+}
+
+/// Whether of the file that a client is sent so much is left that others have their turn before.
+pub(super) fn is_much_left(slot: &Slot) -> bool {
+    matches!(slot.outbox.front(&mut []), Chunk::File { len, .. } if len >= HEAVY_MIN)
 }
 
 /// Reads a byte of a file.
@@ -376,21 +401,31 @@ impl Message {
 pub(super) struct Files {
     /// Buffers for spans, made when first needed.
     buffers: Vec<Box<[u8]>>,
-    /// For clients whose socket is installed, and for the others.
-    lines: [Line; 2],
+    /// By [`Line`].
+    queues: [Queue; 2],
     /// Beginnings since the number of places was last changed.
     begun: usize,
 }
 
+/// Where clients wait for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// What they want is on the disk.
+    Cold,
+    /// Their socket has no descriptor of the process, so that it is not known whether there is anything to
+    /// wait for.
+    Unknown,
+}
+
 /// Places, and who waits for one.
-struct Line {
+struct Queue {
     places: usize,
     /// Those that tasks have.
     taken: usize,
     waiting: VecDeque<Key>,
 }
 
-impl Line {
+impl Queue {
     fn is_full(&self) -> bool {
         self.taken >= self.places
     }
@@ -398,36 +433,40 @@ impl Line {
 
 impl Default for Files {
     fn default() -> Files {
-        let lines = [PLACES, BARE_PLACES].map(|places| Line { places, taken: 0, waiting: VecDeque::new() });
-        Files { buffers: Vec::new(), lines, begun: 0 }
+        let queues =
+            [PLACES, UNKNOWN_PLACES].map(|places| Queue { places, taken: 0, waiting: VecDeque::new() });
+        Files { buffers: Vec::new(), queues, begun: 0 }
     }
 }
 
 impl Files {
-    fn line(&mut self, is_installed: bool) -> &mut Line {
-        &mut self.lines[usize::from(!is_installed)]
+    fn queue(&mut self, line: Line) -> &mut Queue {
+        &mut self.queues[line as usize]
     }
 
     /// Whether a disk may be made to begin with something, as far as these places tell.
     pub(super) fn may_begin(&mut self) -> bool {
-        let line = self.line(true);
-        !line.is_full() && line.waiting.is_empty()
+        let queue = self.queue(Line::Cold);
+        !queue.is_full() && queue.waiting.is_empty()
     }
 
     /// Whether anybody waits because there is no place.
     fn is_any_awaited(&self) -> bool {
-        self.lines.iter().any(|line| line.is_full() && !line.waiting.is_empty())
+        self.queues.iter().any(|queue| queue.is_full() && !queue.waiting.is_empty())
     }
 
     /// Who has waited longest for a place, if there is one. He may have come by what he wanted since.
-    pub(super) fn next(&mut self) -> Option<Key> {
-        self.lines.iter_mut().find_map(|line| if line.is_full() { None } else { line.waiting.pop_front() })
+    pub(super) fn next(&mut self) -> Option<(Key, Line)> {
+        [Line::Cold, Line::Unknown].into_iter().find_map(|line| {
+            let queue = self.queue(line);
+            if queue.is_full() { None } else { queue.waiting.pop_front().map(|key| (key, line)) }
+        })
     }
 
     /// To begin with a span took so long.
-    fn begun(&mut self, took: Duration) {
+    pub(super) fn begun(&mut self, took: Duration) {
         self.begun += 1;
-        let places = &mut self.lines[0].places;
+        let places = &mut self.queues[Line::Cold as usize].places;
         if took > BEGIN_MAX {
             *places = PLACES_MIN.max(*places / 2);
             self.begun = 0;
@@ -438,25 +477,30 @@ impl Files {
     }
 
     /// Gives a task a place.
-    pub(super) fn call(&mut self, task: &mut Task, is_installed: bool) {
-        self.line(is_installed).taken += 1;
-        *task = Task::FileCalled;
+    pub(super) fn call(&mut self, task: &mut Task, line: Line) {
+        self.queue(line).taken += 1;
+        *task = Task::FileCalled(line);
     }
 
     /// A place, and a buffer with it.
-    fn take_buffer(&mut self, is_installed: bool) -> Task {
-        self.line(is_installed).taken += 1;
-        Task::File(self.buffers.pop().unwrap_or_else(|| vec![0; FILE_BUFFER].into_boxed_slice()), 0)
+    fn take_buffer(&mut self, line: Line) -> Task {
+        self.queue(line).taken += 1;
+        let buffer = self.buffers.pop().unwrap_or_else(|| vec![0; FILE_BUFFER].into_boxed_slice());
+        Task::File(line, buffer, 0)
     }
 
     /// Takes back what a task has, which then is none.
-    pub(super) fn give_back(&mut self, task: &mut Task, is_installed: bool) {
-        match std::mem::replace(task, Task::None) {
-            Task::File(buffer, _) => self.buffers.push(buffer),
-            Task::FileCalled | Task::FileFetched => {}
+    pub(super) fn give_back(&mut self, task: &mut Task) {
+        let line = match std::mem::replace(task, Task::None) {
+            Task::File(line, buffer, _) => {
+                self.buffers.push(buffer);
+                line
+            }
+            Task::FileCalled(line) => line,
+            Task::FileFetched => Line::Cold,
             _ => return,
-        }
-        self.line(is_installed).taken -= 1;
+        };
+        self.queue(line).taken -= 1;
     }
 }
 
@@ -472,23 +516,27 @@ mod tests {
         let mut tasks: Vec<_> = (0..PLACES).map(|_| Task::None).collect();
         for (number, task) in tasks.iter_mut().enumerate() {
             assert!(files.may_begin());
-            if number % 2 == 0 { files.call(task, true) } else { *task = files.take_buffer(true) }
+            if number % 2 == 0 {
+                files.call(task, Line::Cold);
+            } else {
+                *task = files.take_buffer(Line::Cold);
+            }
         }
         assert!(!files.may_begin());
         assert!(!files.is_any_awaited());
-        files.line(true).waiting.extend((7..9).map(|generation| Key { generation, ..KEY }));
+        files.queue(Line::Cold).waiting.extend((7..9).map(|generation| Key { generation, ..KEY }));
         assert!(files.is_any_awaited() && files.next().is_none());
-        files.line(false).waiting.push_back(KEY);
-        assert_eq!(files.next(), Some(KEY), "the other line is not full");
+        files.queue(Line::Unknown).waiting.push_back(KEY);
+        assert_eq!(files.next(), Some((KEY, Line::Unknown)), "the other line is not full");
         for task in &mut tasks {
-            files.give_back(task, true);
+            files.give_back(task);
             // It has none any more.
-            files.give_back(task, true);
+            files.give_back(task);
         }
-        assert!(files.line(true).taken == 0 && !files.may_begin(), "who waits comes first");
+        assert!(files.queue(Line::Cold).taken == 0 && !files.may_begin(), "who waits comes first");
         assert!(!files.is_any_awaited(), "there are places");
-        assert_eq!(files.next().unwrap().generation, 7);
-        assert_eq!(files.next().unwrap().generation, 8);
+        assert_eq!(files.next().unwrap().0.generation, 7);
+        assert_eq!(files.next().unwrap().0.generation, 8);
         assert!(files.next().is_none() && files.may_begin());
     }
 
@@ -498,15 +546,15 @@ mod tests {
         for _ in 0..10 {
             files.begun(BEGIN_MAX * 2);
         }
-        assert_eq!(files.line(true).places, PLACES_MIN);
+        assert_eq!(files.queue(Line::Cold).places, PLACES_MIN);
         for _ in 0..=BEGINNINGS * PLACES_MIN {
-            assert_eq!(files.line(true).places, PLACES_MIN);
+            assert_eq!(files.queue(Line::Cold).places, PLACES_MIN);
             files.begun(BEGIN_MAX);
         }
-        assert_eq!(files.line(true).places, PLACES_MIN + 1);
+        assert_eq!(files.queue(Line::Cold).places, PLACES_MIN + 1);
         for _ in 0..10_000 {
             files.begun(Duration::ZERO);
         }
-        assert_eq!(files.line(true).places, PLACES_MAX);
+        assert_eq!(files.queue(Line::Cold).places, PLACES_MAX);
     }
 }
