@@ -5,6 +5,7 @@ memory, one for a small one that is. See benches/README.md, "A slow disk". Needs
 import argparse
 import contextlib
 import functools
+import http.client
 import json
 import os
 import platform
@@ -138,6 +139,16 @@ def connect(server):
     return connection
 
 
+def ask_before(server, settings):
+    """Each file, some seconds after it was made: until then nothing is known of it for sure."""
+    time.sleep(3)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    for number in range(settings.clients):
+        connection.request("GET", f"/{number}")
+        connection.getresponse().read()
+    connection.close()
+
+
 def take(port, number, taken, stop):
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(1)
@@ -157,6 +168,8 @@ def round_of(name, launch, image, settings):
         control_group(settings.disk, settings.rate << 20) as put_in,
         servers.Running(name, launch, root, SERVER_CPU) as server,
     ):
+        if settings.asked_before:
+            ask_before(server, settings)
         for process in measure.tree(server.leader):
             put_in(process)
         hot = connect(server)
@@ -207,6 +220,7 @@ def arguments():
     parser.add_argument("--queue", type=whole, default=64, help="requests the disk's queue takes (default: 64)")
     parser.add_argument("--read-ahead", type=whole, default=128, help="KiB the kernel reads ahead (default: 128)")
     parser.add_argument("--seconds", type=whole, default=10, help="of a round (default: 10)")
+    parser.add_argument("--asked-before", action="store_true", help="each file was asked for before, and has gone from memory")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on a disk; for the image (default: /var/tmp)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()

@@ -283,7 +283,10 @@ impl<'a, W: Watch> Crowd<'a, W> {
     /// Takes what helpers have done. Connections that have much to do with it go on by and by, in
     /// [`Crowd::end_turn`].
     pub fn take_done(&mut self) {
-        for (key, done) in self.helpers.take_done() {
+        let done = self.helpers.take_done();
+        // Before those who have had a load ask for the next.
+        self.take_up_put_off();
+        for (key, done) in done {
             if done.size() >= HEAVY_MIN { self.done.push_back((key, done)) } else { self.go_on(key, done) }
         }
     }
@@ -320,6 +323,11 @@ impl<'a, W: Watch> Crowd<'a, W> {
         if let Some((key, done)) = self.done.pop_front() {
             self.go_on(key, done);
         }
+        self.take_up_put_off();
+    }
+
+    /// Goes on with those whose loads were put off, as far as there is room by now.
+    fn take_up_put_off(&mut self) {
         while !self.helpers.are_busy()
             && let Some(key) = self.put_off.pop_front()
         {

@@ -342,7 +342,7 @@ impl Loop<'_> {
             Want::Send { then_close } => {
                 slot.then_close = then_close;
                 let may_begin = self.files.may_begin();
-                take_in_short_spans(&mut slot.outbox, may_begin, |took| self.files.begun(took));
+                take_in_short_spans(&mut slot.outbox, may_begin, |took| self.files.begun_early(took));
                 // As long as few have something to do, it is worth a receive that finds nothing yet.
                 if self.is_quiet && self.presumed.len() < QUIET_MAX && self.send_and_receive(key)? {
                     return Ok(());

@@ -314,6 +314,7 @@ impl Loop<'_> {
 
     /// Those who waited for a place get theirs.
     pub(super) fn call_waiting(&mut self) -> io::Result<()> {
+        self.files.promised = 0;
         while let Some((key, line)) = self.files.next() {
             let Some(slot) = live(&mut self.slots, key) else { continue };
             if !matches!(slot.task, Task::FileWaiting) || slot.in_flight.is_some() {
@@ -405,6 +406,8 @@ pub(super) struct Files {
     queues: [Queue; 2],
     /// Beginnings since the number of places was last changed.
     begun: usize,
+    /// Beginnings of this turn for which a place will be taken once the head before has been sent.
+    promised: usize,
 }
 
 /// Where clients wait for a place.
@@ -435,7 +438,7 @@ impl Default for Files {
     fn default() -> Files {
         let queues =
             [PLACES, UNKNOWN_PLACES].map(|places| Queue { places, taken: 0, waiting: VecDeque::new() });
-        Files { buffers: Vec::new(), queues, begun: 0 }
+        Files { buffers: Vec::new(), queues, begun: 0, promised: 0 }
     }
 }
 
@@ -446,8 +449,9 @@ impl Files {
 
     /// Whether a disk may be made to begin with something, as far as these places tell.
     pub(super) fn may_begin(&mut self) -> bool {
+        let promised = self.promised;
         let queue = self.queue(Line::Cold);
-        !queue.is_full() && queue.waiting.is_empty()
+        queue.taken + promised < queue.places && queue.waiting.is_empty()
     }
 
     /// Whether anybody waits because there is no place.
@@ -463,8 +467,14 @@ impl Files {
         })
     }
 
+    /// To begin with a short span, which is to take a place later, took so long.
+    pub(super) fn begun_early(&mut self, took: Duration) {
+        self.promised += 1;
+        self.begun(took);
+    }
+
     /// To begin with a span took so long.
-    pub(super) fn begun(&mut self, took: Duration) {
+    fn begun(&mut self, took: Duration) {
         self.begun += 1;
         let places = &mut self.queues[Line::Cold as usize].places;
         if took > BEGIN_MAX {
@@ -547,6 +557,11 @@ mod tests {
             files.begun(BEGIN_MAX * 2);
         }
         assert_eq!(files.queue(Line::Cold).places, PLACES_MIN);
+        for _ in 0..PLACES_MIN {
+            assert!(files.may_begin());
+            files.begun_early(BEGIN_MAX * 2);
+        }
+        assert!(!files.may_begin());
         for _ in 0..=BEGINNINGS * PLACES_MIN {
             assert_eq!(files.queue(Line::Cold).places, PLACES_MIN);
             files.begun(BEGIN_MAX);
