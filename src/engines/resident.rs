@@ -135,8 +135,8 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Bytes of a span for each sample of it.
 const SAMPLE_EVERY: u64 = 64 * 1024;
 
-/// Has short spans that are in the page cache leave in one piece with their heads. `begun` is told how long it
-/// took where the disk was made to begin with one.
+/// Has short spans that are in the page cache leave in one piece with their heads. `begun` is told how long
+/// it took where the disk was made to begin with one.
 pub fn take_in_short_spans(outbox: &mut Outbox, may_begin: bool, mut begun: impl FnMut(Duration)) {
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
         text.reserve(len);
