@@ -24,8 +24,9 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent.parent.parent / "shared" / "bench"
 if not BENCH.is_dir():
     sys.exit(f"{BENCH} is not there: it has the servers that this compares")
-sys.path.insert(0, str(BENCH))
+sys.path[:0] = [str(BENCH), str(Path(__file__).resolve().parent / "support")]
 
+import groups  # noqa: E402
 import measure  # noqa: E402
 import servers  # noqa: E402
 
@@ -65,19 +66,12 @@ def control_group(disk, rate):
     else:
         group = CGROUPS / "blkio" / NAME
         limit = ("blkio.throttle.read_bps_device", f"{disk} {rate}", f"{disk} 0")
-    group.mkdir(exist_ok=True)
     file, slow, quick = limit
-    (group / file).write_text(slow)
-    try:
+    with groups.made(group):
+        (group / file).write_text(slow)
         yield lambda process: (group / "cgroup.procs").write_text(str(process))
         # What has been asked for comes before anything can be put away.
         (group / file).write_text(quick)
-    finally:
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                group.rmdir()
-                break
-            time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,10 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent.parent.parent / "shared" / "bench"
 if not BENCH.is_dir():
     sys.exit(f"{BENCH} is not there: it has the servers and the files that this compares")
-sys.path.insert(0, str(BENCH))
+sys.path[:0] = [str(BENCH), str(Path(__file__).resolve().parent / "support")]
 
 import docroot  # noqa: E402
+import groups  # noqa: E402
 import measure  # noqa: E402
 import servers  # noqa: E402
 import workloads  # noqa: E402
@@ -40,19 +41,12 @@ def control_group(limit):
         group, limits = CGROUPS / NAME, ("memory.max", "memory.swap.max")
     else:
         group, limits = CGROUPS / "memory" / NAME, ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
-    group.mkdir(exist_ok=True)
-    memory, swap = (group / name for name in limits)
-    memory.write_text(str(limit))
-    if swap.exists():
-        swap.write_text("0" if swap.name == "memory.swap.max" else str(limit))
-    try:
+    with groups.made(group):
+        memory, swap = (group / name for name in limits)
+        memory.write_text(str(limit))
+        if swap.exists():
+            swap.write_text("0" if swap.name == "memory.swap.max" else str(limit))
         yield group
-    finally:
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                group.rmdir()
-                break
-            time.sleep(0.1)
 
 
 def inside(group, launch):
@@ -116,7 +110,7 @@ def arguments():
     parser.add_argument("--warm", type=whole, default=3, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--duration", type=whole, default=4, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--servers", default=",".join(servers.PEERS), metavar="A,B", help="default: %(default)s")
-    parser.add_argument("--subject", action="append", default=[], metavar="NAME=COMMAND", help="with {root} and {port}")
+    parser.add_argument("--subject", action="append", default=[], type=servers.named_subject, metavar="NAME=COMMAND", help="as in bench.py")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="where the files are made; on a disk")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, of each round too")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
@@ -132,7 +126,9 @@ def arguments():
             parser.error(f"{name}: no such server, or not installed")
         if servers.can(name, WORKLOAD):
             settings.launches[name] = servers.PEERS[name]
-    settings.launches.update(servers.named_subject(text) for text in settings.subject)
+    settings.launches.update(settings.subject)
+    if not settings.launches:
+        parser.error("nobody to measure: name a server with --servers or --subject")
     return settings
 
 
