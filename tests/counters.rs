@@ -127,3 +127,36 @@ fn the_system_calls_counted_are_those_that_strace_sees() {
         }
     });
 }
+
+#[test]
+fn an_answer_from_a_file_in_memory_takes_as_many_calls_whatever_its_size() {
+    const ROUNDS: usize = 500;
+    on_every_engine(|engine| {
+        if engine.name == "spin" {
+            return; // its calls tell how long it has waited
+        }
+        let bodies = ["a", "b"].map(|letter| letter.repeat(28 * 1024));
+        let site = Site::with(&[("short.txt", bodies[0].as_str()), ("long.txt", &bodies[1].repeat(2))]);
+        let counters = site.outside().join("counters");
+        fs::write(&counters, "").unwrap();
+        let board = Board::in_file(&counters).unwrap();
+        let setup = Setup::new().serving(engine.name, &site).arg("--counters-file").arg(&counters);
+        let server = setup.args(["--workers", "1", "--fresh", "1h"]).start();
+        let mut client = server.connect();
+        let calls = ["/long.txt", "/short.txt"].map(|target| {
+            let mut ask = |times| {
+                for _ in 0..times {
+                    client.request("GET", target, &[]);
+                    assert_eq!(client.response().status, 200);
+                }
+            };
+            ask(FIRST);
+            let before = board.total(Counter::SystemCalls);
+            ask(ROUNDS);
+            board.total(Counter::SystemCalls) - before
+        });
+        println!("{}: {calls:?} for {ROUNDS} answers each", engine.name);
+        let [long, short] = calls;
+        assert!(short <= long + long / 20, "{calls:?}");
+    });
+}

@@ -8,7 +8,8 @@
  * a request is found by the blank line at its end and looked up as a whole. Nothing in it is read, nothing on
  * the disk is looked at, and no date goes on.
  *
- * One thread, edge-triggered epoll: a request costs one recv, one send and its share of an epoll_wait. */
+ * One thread, edge-triggered epoll: a request costs one recv, one send and its share of an epoll_wait. A long
+ * body lies in a file in memory, in huge pages where the kernel has them, and leaves by sendfile. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
@@ -21,19 +22,27 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SOCKETS_MAX = 1 << 16, KNOWN_MAX = 1 << 16, READ_MAX = 1 << 14, OWED_MAX = 64, EVENTS_MAX = 512 };
+#ifndef MADV_COLLAPSE /* since Linux 6.1; the headers of Debian 12's libc are older */
+#define MADV_COLLAPSE 25
+#endif
+
+enum { SOCKETS_MAX = 1 << 16, KNOWN_MAX = 1 << 16, READ_MAX = 1 << 14, OWED_MAX = 64, EVENTS_MAX = 512, COPY_MAX = 1 << 15 };
 
 static struct known {
     uint64_t hash;
     char *request, *answer;
     size_t request_length, answer_length;
     int closes; /* the server ends the connection behind it */
+    int file; /* has what is behind the head, where that is longer than COPY_MAX; else 0 */
+    size_t head_length;
 } known[KNOWN_MAX]; /* an open hash table */
 static int known_count;
 
@@ -82,6 +91,22 @@ static void start(char **command)
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 }
 
+/* Puts what is behind the head into a file in memory. */
+static void file_away(struct known *place)
+{
+    size_t length = place->answer_length - place->head_length, huge = 1 << 21, room = (length + huge - 1) / huge * huge;
+    int file = memfd_create("body", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, room)) err(1, "a file in memory");
+    char *body = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (body == MAP_FAILED) err(1, "a file in memory");
+    madvise(body, room, MADV_HUGEPAGE);
+    memcpy(body, place->answer + place->head_length, length);
+    madvise(body, room, MADV_COLLAPSE); /* where they are not such already */
+    munmap(body, room);
+    place->file = file;
+    place->answer = realloc(place->answer, place->head_length);
+}
+
 /* Asks the server. The answer is over where its head says so. */
 static void learn(struct known *place)
 {
@@ -109,12 +134,14 @@ static void learn(struct known *place)
         if (!end) continue;
         char *field = strcasestr(place->answer, "\r\nContent-Length:");
         int has_body = !is_head && memcmp(place->answer + 9, "304", 3) && field && field < end;
-        whole = end + 4 - place->answer + (has_body ? strtoull(field + 17, NULL, 10) : 0);
+        place->head_length = end + 4 - place->answer;
+        whole = place->head_length + (has_body ? strtoull(field + 17, NULL, 10) : 0);
         char *closes = strcasestr(place->answer, "\r\nConnection: close");
         place->closes = closes && closes < end;
     }
     place->answer_length = whole;
     place->answer = realloc(place->answer, whole);
+    if (whole - place->head_length > COPY_MAX) file_away(place);
     if (place->closes) {
         close(socket_);
         socket_ = -1;
@@ -157,16 +184,31 @@ static int take(struct connection *c, const char *at, const char *end)
     return 1;
 }
 
+/* Sends the next of an answer whose body is in a file. */
+static ssize_t send_filed(int socket_, const struct known *answer, size_t sent)
+{
+    if (sent < answer->head_length)
+        return send(socket_, answer->answer + sent, answer->head_length - sent, MSG_NOSIGNAL | MSG_MORE);
+    off_t at = sent - answer->head_length;
+    return sendfile(socket_, answer->file, &at, answer->answer_length - sent);
+}
+
+/* Sends the next of as many answers as have none. */
+static ssize_t send_whole(int socket_, const struct connection *c)
+{
+    struct iovec parts[OWED_MAX];
+    int count = 0;
+    for (size_t sent = c->sent; count < c->owed_count && !c->owed[count]->file; count++, sent = 0)
+        parts[count] = (struct iovec){c->owed[count]->answer + sent, c->owed[count]->answer_length - sent};
+    return count == 1 ? send(socket_, parts[0].iov_base, parts[0].iov_len, MSG_NOSIGNAL)
+                      : writev(socket_, parts, count);
+}
+
 /* Sends what is owed: 1 all of it, 0 the socket is full, -1 the connection is lost. */
 static int flush(int socket_, struct connection *c)
 {
     while (c->owed_count) {
-        struct iovec parts[OWED_MAX];
-        parts[0] = (struct iovec){c->owed[0]->answer + c->sent, c->owed[0]->answer_length - c->sent};
-        for (int i = 1; i < c->owed_count; i++)
-            parts[i] = (struct iovec){c->owed[i]->answer, c->owed[i]->answer_length};
-        ssize_t sent = c->owed_count == 1 ? send(socket_, parts[0].iov_base, parts[0].iov_len, MSG_NOSIGNAL)
-                                          : writev(socket_, parts, c->owed_count);
+        ssize_t sent = c->owed[0]->file ? send_filed(socket_, c->owed[0], c->sent) : send_whole(socket_, c);
         if (sent < 0) return errno == EAGAIN ? 0 : -1;
         int done = 0;
         for (c->sent += sent; done < c->owed_count && c->sent >= c->owed[done]->answer_length; done++)

@@ -102,9 +102,10 @@ impl Outbox {
         self.0.get_or_insert_default()
     }
 
-    /// Has short spans of files read into the text, so that they leave in one piece with the heads around
-    /// them. `read` appends so many bytes of the file from an offset on, or fewer where it would have to
-    /// wait, and then that span stays as it was.
+    /// Has short spans of files on a disk read into the text, so that they leave in one piece with the heads
+    /// around them. `read` appends so many bytes of the file from an offset on, or fewer where it would have
+    /// to wait, and then that span stays as it was. So do spans of files in memory: what is short enough to be
+    /// copied of those was copied when the answer was made.
     pub fn take_in(&mut self, len_max: u64, mut read: impl FnMut(&Source, &mut Vec<u8>, u64, usize)) {
         let Some(queue) = &mut self.0 else { return };
         let Queue { text, parts } = &mut **queue;
@@ -114,7 +115,9 @@ impl Outbox {
             let Some(part) = parts.pop_front() else { return };
             let start = text.len();
             let has_moved = match &part {
-                Part::File(file, span) if span.end - span.start <= len_max && start < TAKEN_MAX => {
+                Part::File(file, span)
+                    if !file.is_in_memory() && span.end - span.start <= len_max && start < TAKEN_MAX =>
+                {
                     let len = (span.end - span.start) as usize;
                     read(file, text, span.start, len);
                     taken = text.len() == start + len;
