@@ -104,8 +104,8 @@ impl Outbox {
 
     /// Has short spans of files on a disk read into the text, so that they leave in one piece with the heads
     /// around them. `read` appends so many bytes of the file from an offset on, or fewer where it would have
-    /// to wait, and then that span stays as it was. So do spans of files in memory: what is short enough to be
-    /// copied of those was copied when the answer was made.
+    /// to wait, and then that span stays as it was. So do those of files in memory: what is short enough of
+    /// them to be copied was copied when the answer was made.
     pub fn take_in(&mut self, len_max: u64, mut read: impl FnMut(&Source, &mut Vec<u8>, u64, usize)) {
         let Some(queue) = &mut self.0 else { return };
         let Queue { text, parts } = &mut **queue;
