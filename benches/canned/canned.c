@@ -34,7 +34,8 @@
 #define MADV_COLLAPSE 25
 #endif
 
-enum { SOCKETS_MAX = 1 << 16, KNOWN_MAX = 1 << 16, READ_MAX = 1 << 14, OWED_MAX = 64, EVENTS_MAX = 512, COPY_MAX = 1 << 15 };
+enum { SOCKETS_MAX = 1 << 16, KNOWN_MAX = 1 << 16, READ_MAX = 1 << 14, OWED_MAX = 64, EVENTS_MAX = 512 };
+enum { COPY_MAX = 1 << 15, HUGE_PAGE = 1 << 21 };
 
 static struct known {
     uint64_t hash;
@@ -94,7 +95,8 @@ static void start(char **command)
 /* Puts what is behind the head into a file in memory. */
 static void file_away(struct known *place)
 {
-    size_t length = place->answer_length - place->head_length, huge = 1 << 21, room = (length + huge - 1) / huge * huge;
+    size_t length = place->answer_length - place->head_length;
+    size_t room = (length + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     int file = memfd_create("body", MFD_CLOEXEC);
     if (file < 0 || ftruncate(file, room)) err(1, "a file in memory");
     char *body = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
