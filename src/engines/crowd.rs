@@ -186,7 +186,8 @@ impl<'a, W: Watch> Crowd<'a, W> {
             Accepting::Paused(until) => sleep = earlier(sleep, now.until(until)),
             Accepting::Ended => sleep = earlier(sleep, CUT_CHECK),
         }
-        if !self.waiting.is_empty() || !self.done.is_empty() {
+        let could_take_up = !self.put_off.is_empty() && !self.helpers.are_busy();
+        if !self.waiting.is_empty() || !self.done.is_empty() || could_take_up {
             sleep = Some(Duration::ZERO);
         }
         sleep
@@ -326,11 +327,14 @@ impl<'a, W: Watch> Crowd<'a, W> {
         self.take_up_put_off();
     }
 
-    /// Goes on with those whose loads were put off, as far as there is room by now.
+    /// Goes on with those whose loads were put off, as far as there is room by now. A thousand may by now be
+    /// answered from the cache, so that not all of them go on at once.
     fn take_up_put_off(&mut self) {
-        while !self.helpers.are_busy()
-            && let Some(key) = self.put_off.pop_front()
-        {
+        for _ in 0..LIGHT_PER_HEAVY {
+            if self.helpers.are_busy() {
+                return;
+            }
+            let Some(key) = self.put_off.pop_front() else { return };
             if let Some(slot) = self.slots.get_mut(key.index as usize)
                 && slot.generation == key.generation
             {

@@ -217,7 +217,9 @@ impl Loop<'_> {
             self.ring.count_into(&mut self.seat.worker.tally);
             calls::publish(&mut self.seat.worker);
             self.set_timer()?;
-            self.ring.wait((!self.heavy.is_empty()).then_some(Duration::ZERO), &mut completions)?;
+            let could_load = self.loads < self.seat.loads_max && !self.loads_waiting.is_empty();
+            let could_go_on = could_load || !self.heavy.is_empty();
+            self.ring.wait(could_go_on.then_some(Duration::ZERO), &mut completions)?;
             self.seat.worker.clock.read();
             self.settle(&completions);
             self.is_quiet = completions.len() <= QUIET_MAX;
@@ -487,9 +489,12 @@ impl Loop<'_> {
 
     /// Those who waited for a load or a place of somebody else's get theirs, and pauses end.
     fn wake_waiting(&mut self) -> io::Result<()> {
-        while self.loads < self.seat.loads_max
-            && let Some(key) = self.loads_waiting.pop_front()
-        {
+        // Not all at once: a thousand may by now be answered from the cache.
+        for _ in 0..LIGHT_PER_HEAVY {
+            if self.loads >= self.seat.loads_max {
+                break;
+            }
+            let Some(key) = self.loads_waiting.pop_front() else { break };
             if let Some(slot) = live(&mut self.slots, key)
                 && let Task::LoadWaiting = slot.task
             {
