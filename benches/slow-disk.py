@@ -266,8 +266,8 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.sched_setaffinity(0, {CLIENT_CPU})
     # What was made for this is put away whatever ends it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     rounds = {name: [] for name in settings.launches}
     with tempfile.TemporaryDirectory(prefix="slow-disk-", dir=settings.folder) as folder:
         image = Path(folder) / "image"
