@@ -108,29 +108,6 @@ fn more_clients_than_a_disk_is_given_at_once_all_get_their_files() {
     });
 }
 
-/// Of those who wait for others to have loaded a file, not all go on at once when it is there; but all do.
-#[test]
-fn many_who_wait_for_the_same_file_all_get_it() {
-    let bytes = numbered_bytes(300_000);
-    on_every_engine(|engine| {
-        if !serves_several(engine) {
-            return;
-        }
-        let site = Site::with(&[("one.bin", &*bytes)]);
-        let server = Server::start(engine, &site, &["--fresh", "0"]);
-        for _ in 0..3 {
-            chill(&site, "one.bin");
-            let mut clients: Vec<_> = (0..200).map(|_| server.connect()).collect();
-            for client in &mut clients {
-                client.request("GET", "/one.bin", &[]);
-            }
-            for (number, client) in clients.iter_mut().enumerate() {
-                assert!(client.response().body == bytes, "client {number}");
-            }
-        }
-    });
-}
-
 /// To note down when a file was read is a write, for which whoever reads it may have to wait for a disk.
 #[test]
 fn reading_leaves_the_access_time_as_it_was() {

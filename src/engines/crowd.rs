@@ -467,3 +467,34 @@ impl From<Key> for u64 {
         u64::from(key.generation) << 32 | u64::from(key.index)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::session::tests::worker;
+    use std::sync::Arc;
+
+    #[test]
+    fn whose_loads_were_put_off_go_on_by_and_by_and_without_waiting() {
+        let root = tempfile::tempdir().unwrap();
+        let mut seat = Seat {
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            worker: worker(root.path()),
+            shutdown: Arc::new(Shutdown::new().unwrap()),
+            connections_max: 1,
+            loads_max: 1,
+            start: Box::new(|| true),
+        };
+        let mut crowd = Crowd::new(&mut seat, Unwatched).unwrap();
+        assert_eq!(crowd.timeout(), None);
+        // They have gone meanwhile, so that nothing else has the loop go on.
+        crowd.put_off.extend((0..100).map(|index| Key { index, generation: 0 }));
+        for left in [100 - LIGHT_PER_HEAVY, 100 - 2 * LIGHT_PER_HEAVY, 100 - 3 * LIGHT_PER_HEAVY, 0] {
+            assert_eq!(crowd.timeout(), Some(Duration::ZERO));
+            crowd.begin_turn();
+            assert!(crowd.end_turn(0).unwrap());
+            assert_eq!(crowd.put_off.len(), left);
+        }
+        assert_eq!(crowd.timeout(), None);
+    }
+}
