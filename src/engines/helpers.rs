@@ -5,9 +5,9 @@
 //! event descriptor when one is done.
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{fstat, makedev};
+use rustix::fs::{Advice, AtFlags, StatxFlags, fadvise, fstat, makedev, statx};
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
@@ -24,13 +24,11 @@ use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
 use super::calls::{self, counted, openat2, pread, read, sendfile, write};
-use super::resident::{is_cold, readable};
+use super::queue::Queue;
+use super::resident::{SHORT_MAX, is_cold, readable};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 20;
-/// Threads that may have the same kind of job at once, so that a small file does not wait behind all of the
-/// large ones, nor these behind ever more of the small.
-const ALIKE_MAX: usize = 16;
 /// Helpers stand behind the loop where both want the core: what is in memory is not to wait for what is not.
 const NICENESS: i32 = 15;
 /// And they leave the core to it after so many nanoseconds, the least that can be asked for.
@@ -62,9 +60,10 @@ pub enum Done {
 
 /// Which of the two, for a job and for what came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// Less to do, as a rule, and so it comes first.
+pub enum Kind {
+    /// Finding out what a target means: less to do, as a rule, and so it comes first.
     Load,
+    /// Reading a span.
     Read,
 }
 
@@ -86,10 +85,40 @@ impl Done {
 }
 
 impl Job {
-    fn kind(&self) -> Kind {
+    /// Which of the two it is.
+    pub fn kind(&self) -> Kind {
         match self {
             Job::Load(_) => Kind::Load,
             Job::Read(..) => Kind::Read,
+        }
+    }
+
+    /// Whether it is for so little that one thread may see to several like it at once.
+    pub fn is_short(&self) -> bool {
+        matches!(self, Job::Read(_, _, len) if *len <= SHORT_MAX)
+    }
+
+    /// What a span lies on, if it is known without asking a server for it.
+    fn disk(&self) -> Option<(u32, u32)> {
+        let Job::Read(file, ..) = self else { return None };
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = counted(|| statx(file, c"", flags, StatxFlags::empty())).ok()?;
+        Some((stat.stx_dev_major, stat.stx_dev_minor))
+    }
+
+    /// Has the disk begin with a span, for which somebody waits later.
+    fn begin(&self) {
+        if let Job::Read(file, at, len) = self {
+            let _ = counted(|| fadvise(file, *at, NonZeroU64::new(*len), Advice::WillNeed));
+        }
+    }
+
+    /// Whether it can be seen that the disk has not answered yet.
+    fn must_wait(&self) -> bool {
+        match self {
+            Job::Load(_) => true,
+            // The end comes last, as a rule.
+            Job::Read(file, at, len) => readable(file.as_fd(), at + len - 1, 1) == 0,
         }
     }
 
@@ -236,45 +265,11 @@ struct Finished<K> {
     calls: u64,
 }
 
-#[derive(Debug)]
-struct Queue<K> {
-    /// Of each [`Kind`].
-    lanes: [Lane<K>; 2],
-    /// Threads that wait for a job.
-    idle: usize,
-    closed: bool,
-}
-
-#[derive(Debug)]
-struct Lane<K> {
-    waiting: VecDeque<(K, Job)>,
-    /// Threads that are busy with one.
-    busy: usize,
-}
-
-impl<K> Queue<K> {
-    fn new() -> Queue<K> {
-        let lanes = [(); 2].map(|()| Lane { waiting: VecDeque::new(), busy: 0 });
-        Queue { lanes, idle: 0, closed: false }
-    }
-
-    fn waiting(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.waiting.len()).sum()
-    }
-
-    /// Takes out the job to be done next, if any may be begun.
-    fn next(&mut self) -> Option<(K, Job)> {
-        let lane = self.lanes.iter_mut().find(|lane| !lane.waiting.is_empty() && lane.busy < ALIKE_MAX)?;
-        lane.busy += 1;
-        lane.waiting.pop_front()
-    }
-}
-
 impl<K: Send + 'static> Helpers<K> {
     /// No thread yet: they are made as they are needed.
     pub fn new(loads_max: usize) -> io::Result<Helpers<K>> {
         let shared = Shared {
-            queue: Mutex::new(Queue::new()),
+            queue: Mutex::new(Queue::default()),
             news: Condvar::new(),
             finished: Mutex::new(Finished { jobs: Vec::new(), calls: 0 }),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -293,11 +288,12 @@ impl<K: Send + 'static> Helpers<K> {
         }
         if self.threads == 0 {
             drop(queue);
-            self.shared.report(key, job.run());
+            self.shared.report(&mut vec![(key, job.run())]);
             return;
         }
-        queue.lanes[job.kind() as usize].waiting.push_back((key, job));
-        self.shared.news.notify_one();
+        if queue.add(key, job) {
+            self.shared.news.notify_one();
+        }
     }
 
     /// Whether a load should wait until others are done.
@@ -347,25 +343,39 @@ impl<K> Drop for Helpers<K> {
 impl<K> Shared<K> {
     fn work(&self) {
         stand_back();
-        let mut done = None;
-        while let Some((key, job)) = self.next(done) {
-            done = Some(job.kind());
-            self.report(key, job.run());
+        let (mut jobs, mut done) = (Vec::new(), Vec::new());
+        let mut before = None;
+        while self.next(before, &mut jobs) {
+            if jobs.len() > 1 {
+                self.leave_other_disks(&mut jobs);
+            }
+            before = Some((jobs[0].1.kind(), jobs.len()));
+            for (_, job) in &jobs[1..] {
+                job.begin();
+            }
+            for (key, job) in jobs.drain(..) {
+                if !done.is_empty() && job.must_wait() {
+                    self.report(&mut done);
+                }
+                done.push((key, job.run()));
+            }
+            self.report(&mut done);
         }
     }
 
-    /// Waits for the job to be done next, behind the one that is done.
-    fn next(&self, done: Option<Kind>) -> Option<(K, Job)> {
+    /// Waits for what is to be done next, behind so many of a kind that are done; `false` at the end.
+    fn next(&self, done: Option<(Kind, usize)>, jobs: &mut Vec<(K, Job)>) -> bool {
         let mut queue = lock(&self.queue);
-        if let Some(kind) = done {
-            queue.lanes[kind as usize].busy -= 1;
+        if let Some((kind, number)) = done {
+            queue.done(kind, number);
         }
         loop {
             if queue.closed {
-                return None;
+                return false;
             }
-            if let Some(job) = queue.next() {
-                return Some(job);
+            queue.next(jobs);
+            if !jobs.is_empty() {
+                return true;
             }
             queue.idle += 1;
             queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -373,9 +383,20 @@ impl<K> Shared<K> {
         }
     }
 
-    fn report(&self, key: K, done: Done) {
+    /// Leaves to others what is not on the disk of the first: that may be slow, or never answer.
+    fn leave_other_disks(&self, jobs: &mut Vec<(K, Job)>) {
+        let disk = jobs[0].1.disk();
+        let others: Vec<_> = jobs.extract_if(1.., |(_, job)| disk.is_none() || job.disk() != disk).collect();
+        if others.is_empty() {
+            return;
+        }
+        lock(&self.queue).put_back(Kind::Read, others);
+        self.news.notify_one();
+    }
+
+    fn report(&self, done: &mut Vec<(K, Done)>) {
         let mut finished = lock(&self.finished);
-        finished.jobs.push((key, done));
+        finished.jobs.append(done);
         finished.calls += calls::taken();
         drop(finished);
         let _ = write(&self.event, &1u64.to_ne_bytes());
@@ -418,15 +439,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::content::Site;
     use crate::content::site::Rules;
+    use crate::engines::queue::SHORT_AT_ONCE;
     use crate::engines::resident::present;
     use crate::engines::resident::tests::cold_file;
-    use crate::engines::session::tests::worker;
-    use crate::http::{Connection, Ledger, Outbox};
-    use crate::serve::Want;
+    use crate::http::Ledger;
     use rustix::event::{PollFd, PollFlags, poll};
 
     #[test]
@@ -435,14 +455,18 @@ mod tests {
         std::fs::write(path.path(), vec![1; 300_000]).unwrap();
         let mut helpers = Helpers::new(32).unwrap();
         let ledger = Ledger::default();
+        let another = on_another_disk();
         for key in 0..100u64 {
             let file = File::open(path.path()).unwrap();
+            let file = Arc::new(Source::on_disk(file.into(), 300_000, &ledger));
             // A span behind the end is no reason to stay away.
             let at = if key % 2 == 0 { key } else { 1 << 30 };
-            helpers.submit(
-                key,
-                Job::Read(Arc::new(Source::on_disk(file.into(), 300_000, &ledger)), at, 200_000),
-            );
+            let job = match key % 7 {
+                0 => Job::Read(file, at, 200_000),
+                1 => Job::Read(another.clone(), at, 2),
+                _ => Job::Read(file, at, 20_000),
+            };
+            helpers.submit(key, job);
         }
         let mut seen = Vec::new();
         while seen.len() < 100 {
@@ -483,50 +507,47 @@ mod tests {
         assert!((50..100).any(is_short));
     }
 
+    /// A wish for the first bytes of a file.
+    pub fn span_of(file: &Arc<Source>, len: u64) -> Job {
+        Job::Read(file.clone(), 0, len)
+    }
+
+    /// A file of a file system.
+    pub fn on_disk() -> Arc<Source> {
+        let file = tempfile::tempfile().unwrap();
+        Arc::new(Source::on_disk(file.into(), 1, &Ledger::default()))
+    }
+
+    /// On what is a disk of its own to the kernel.
+    fn on_another_disk() -> Arc<Source> {
+        let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        Arc::new(Source::on_disk(file, 1, &Ledger::default()))
+    }
+
     #[test]
-    fn spans_leave_threads_for_loads_and_loads_come_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut worker = worker(folder.path());
-        let mut load = || {
-            let mut conn = Connection::new(None);
-            worker.accepted(&mut conn);
-            let head = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
-            let want = worker.turn(&mut conn, head, &mut Outbox::default());
-            let Want::Load(load) = want else { panic!("it is not known yet") };
-            Job::Load(load)
-        };
-        let span = || {
-            let file = tempfile::tempfile().unwrap();
-            Job::Read(Arc::new(Source::on_disk(file.into(), 1, &Ledger::default())), 0, 1)
-        };
-        let mut queue = Queue::new();
-        for number in 0..100 {
-            queue.lanes[Kind::Read as usize].waiting.push_back((number, span()));
+    fn what_is_on_another_disk_is_left_to_others_in_its_order() {
+        let files = [on_disk(), on_another_disk()];
+        let helpers = Helpers::new(1).unwrap();
+        let shared: &Shared<usize> = &helpers.shared;
+        let mut jobs = Vec::new();
+        for key in 0..=SHORT_AT_ONCE {
+            lock(&shared.queue).add(key, span_of(&files[key % 3 % 2], 1));
         }
-        for number in 0..ALIKE_MAX {
-            assert_eq!(queue.next().unwrap().0, number);
-        }
-        assert!(queue.next().is_none(), "the rest is for loads");
-        for number in 200..230 {
-            queue.lanes[Kind::Load as usize].waiting.push_back((number, load()));
-        }
-        assert_eq!(queue.next().unwrap().0, 200);
-        queue.lanes[Kind::Read as usize].busy -= 1;
-        for number in 201..200 + ALIKE_MAX {
-            assert_eq!(queue.next().unwrap().0, number);
-        }
-        assert_eq!(queue.next().unwrap().0, ALIKE_MAX, "and there are too many of these, too");
-        assert!(queue.next().is_none());
+        lock(&shared.queue).next(&mut jobs);
+        shared.leave_other_disks(&mut jobs);
+        assert!(jobs.iter().map(|(key, _)| *key).eq([0, 2, 3, 5, 6]));
+        jobs.clear();
+        lock(&shared.queue).next(&mut jobs);
+        assert!(jobs.iter().map(|(key, _)| *key).eq([1, 4, 7, 8]));
     }
 
     #[test]
     fn spans_under_way_put_off_no_loads() {
         let mut helpers = Helpers::new(32).unwrap();
-        let file = tempfile::tempfile().unwrap();
-        let file = Arc::new(Source::on_disk(file.into(), 1, &Ledger::default()));
+        let file = on_disk();
         assert!(helpers.have_room());
         for key in 0..100 {
-            helpers.submit(key, Job::Read(file.clone(), 0, 1));
+            helpers.submit(key, span_of(&file, 1));
         }
         // As long as nothing is taken back.
         assert!(!helpers.are_busy() && !helpers.have_room());

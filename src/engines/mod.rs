@@ -30,6 +30,7 @@ mod interests;
 mod one_client;
 mod poll;
 mod processes;
+mod queue;
 mod resident;
 mod select;
 mod session;

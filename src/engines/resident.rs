@@ -141,23 +141,32 @@ pub fn take_in_short_spans(outbox: &mut Outbox, may_begin: bool, mut begun: impl
     outbox.take_in(SHORT_MAX, |file, text, at, len| {
         text.reserve(len);
         let before = Instant::now();
-        if read_resident(file.as_fd(), text, at, len, may_begin).is_none() && may_begin {
+        let is_end = at + len as u64 == file.size();
+        if read_resident(file.as_fd(), text, at, len, is_end, may_begin).is_none() && may_begin {
             begun(before.elapsed());
         }
     });
 }
 
 /// Appends bytes of a file to a buffer, at most `len` and as many as there is capacity for and as are in the
-/// page cache; `None` where the disk must be waited for, or the kernel cannot tell.
+/// page cache; `None` where the disk must be waited for, or the kernel cannot tell. `is_end`: nothing of the
+/// file comes behind them.
 pub fn read_resident(
     file: BorrowedFd,
     buffer: &mut Vec<u8>,
     at: u64,
     len: usize,
+    is_end: bool,
     may_begin: bool,
 ) -> Option<usize> {
     let len = len.min(buffer.capacity() - buffer.len());
-    if (len >= ASK_MIN || !may_begin) && !is_resident(file, at, len as u64).unwrap_or(may_begin) {
+    let is_there = match len {
+        ..ASK_MIN if may_begin => Some(true),
+        // What is on its way a read that may not wait leaves alone, and there is nothing to read ahead.
+        ..ASK_MIN if is_end => present(file, at, len as u64).map(|present| present == len as u64),
+        _ => is_resident(file, at, len as u64),
+    };
+    if !is_there.unwrap_or(may_begin) {
         return None;
     }
     read_without_waiting(file, buffer, at, len).ok()
@@ -377,16 +386,19 @@ pub(super) mod tests {
         let mut buffer = Vec::with_capacity(6);
         buffer.push(b'x');
         // Kernels that cannot tell have everything read by a helper.
-        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2, 9, true) {
+        if let Some(n) = read_resident(file.as_fd(), &mut buffer, 2, 9, true, true) {
             assert_eq!((n, &*buffer), (5, &b"x23456"[..]));
-            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10, 1, true), Some(0));
+            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(6), 10, 1, true, true), Some(0));
         }
     }
 
     #[test]
     fn a_long_span_that_must_be_waited_for_is_not_even_begun() {
         let Some(file) = gone_file(1 << 20) else { return };
-        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20, true), None);
+        assert_eq!(
+            read_resident(file.as_fd(), &mut Vec::with_capacity(1 << 20), 0, 1 << 20, true, true),
+            None
+        );
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(is_resident(file.as_fd(), 0, 1), Some(false));
         assert!(!seems_resident(file.as_fd(), 0, 1 << 20));
@@ -395,14 +407,16 @@ pub(super) mod tests {
     #[test]
     fn who_may_not_begin_does_not() {
         let Some(file) = gone_file(1 << 20) else { return };
-        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, false), None);
+        for is_end in [true, false] {
+            assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, is_end, false), None);
+        }
         let source = Arc::new(Source::on_disk(file.try_clone().unwrap().into(), 1 << 20, &Ledger::default()));
         assert_eq!(Resident::default().find(&source, 0, 1 << 20, false), 0);
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(present(file.as_fd(), 0, 1 << 20), Some(0));
         // What is there can be had all the same.
         preadv2(&file, &mut [IoSliceMut::new(&mut [0; 5])], 0, ReadWriteFlags::empty()).unwrap();
-        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, false), Some(5));
+        assert_eq!(read_resident(file.as_fd(), &mut Vec::with_capacity(5), 0, 5, true, false), Some(5));
     }
 
     #[test]

@@ -282,7 +282,7 @@ pub fn load_at_once(load: &mut Load, may_begin: bool) -> bool {
                 }
             }
             Step::Read { file, buffer, at } => {
-                let Some(n) = read_resident(file, buffer, at, usize::MAX, may_begin) else {
+                let Some(n) = read_resident(file, buffer, at, usize::MAX, true, may_begin) else {
                     if may_begin && load.leave_if(is_cold) {
                         continue;
                     }

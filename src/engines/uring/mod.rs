@@ -458,7 +458,7 @@ impl Loop<'_> {
             }
             // What is in memory needs no submission.
             if let Step::Read { file, buffer, at } = load.next()
-                && let Some(read) = read_resident(file, buffer, at, usize::MAX, self.files.may_begin())
+                && let Some(read) = read_resident(file, buffer, at, usize::MAX, true, self.files.may_begin())
             {
                 load.read(Ok(read));
             }
