@@ -186,6 +186,9 @@ impl<'a, W: Watch> Crowd<'a, W> {
             Accepting::Paused(until) => sleep = earlier(sleep, now.until(until)),
             Accepting::Ended => sleep = earlier(sleep, CUT_CHECK),
         }
+        if let Some(patience) = self.helpers.patience() {
+            sleep = earlier(sleep, patience);
+        }
         let could_take_up = !self.put_off.is_empty() && !self.helpers.are_busy();
         if !self.waiting.is_empty() || !self.done.is_empty() || could_take_up {
             sleep = Some(Duration::ZERO);
@@ -313,6 +316,7 @@ impl<'a, W: Watch> Crowd<'a, W> {
             }
         }
         self.expire();
+        self.helpers.look();
         self.resume_accepting()?;
         calls::publish(&mut self.seat.worker);
         let draining = self.accepting == Accepting::Ended;

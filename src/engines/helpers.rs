@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{Advice, AtFlags, StatxFlags, fadvise, fstat, makedev, statx};
+use rustix::fs::{Advice, fadvise, fstat, makedev};
 use rustix::io::Errno;
 use rustix::thread::sched_yield;
 
@@ -24,8 +24,8 @@ use crate::content::{Load, Loaded, Step};
 use crate::http::Source;
 
 use super::calls::{self, counted, openat2, pread, read, sendfile, write};
-use super::queue::Queue;
-use super::resident::{SHORT_MAX, is_cold, readable};
+use super::queue::{PATIENCE, Queue};
+use super::resident::{SHORT_MAX, is_cold, readable, seems_there};
 
 /// Threads of one loop. More would queue at the disk instead of here.
 const THREADS_MAX: usize = 20;
@@ -35,6 +35,8 @@ const NICENESS: i32 = 15;
 const SLICE: u64 = 100_000;
 /// Bytes of a file that are read for a load before others have their turn.
 const READ_AT_ONCE: usize = 128 * 1024;
+/// Jobs of which the loop is told at once, at the most.
+const REPORT_MAX: usize = 8;
 /// What has come from a disk stays in memory for so long at the least.
 const KEPT: Duration = Duration::from_millis(100);
 /// So much of a span is sent whatever the kernel throws out.
@@ -47,6 +49,22 @@ pub enum Job {
     Load(Box<Load>),
     /// Getting so many bytes of a file, from an offset on, into the page cache.
     Read(Arc<Source>, u64, u64),
+}
+
+/// Bytes of a file that are to be in the page cache soon.
+#[derive(Debug)]
+pub struct Span {
+    file: Arc<Source>,
+    at: u64,
+    /// How many.
+    pub len: u64,
+}
+
+impl Span {
+    /// Has the disk begin with it, and does not wait for that.
+    fn begin(&self) {
+        let _ = counted(|| fadvise(&self.file, self.at, NonZeroU64::new(self.len), Advice::WillNeed));
+    }
 }
 
 /// What came of a [`Job`].
@@ -93,32 +111,26 @@ impl Job {
         }
     }
 
-    /// Whether it is for so little that one thread may see to several like it at once.
+    /// Whether it is for so little that one thread may see to several like it.
     pub fn is_short(&self) -> bool {
         matches!(self, Job::Read(_, _, len) if *len <= SHORT_MAX)
     }
 
-    /// What a span lies on, if it is known without asking a server for it.
-    fn disk(&self) -> Option<(u32, u32)> {
-        let Job::Read(file, ..) = self else { return None };
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = counted(|| statx(file, c"", flags, StatxFlags::empty())).ok()?;
-        Some((stat.stx_dev_major, stat.stx_dev_minor))
-    }
-
-    /// Has the disk begin with a span, for which somebody waits later.
-    fn begin(&self) {
-        if let Job::Read(file, at, len) = self {
-            let _ = counted(|| fadvise(file, *at, NonZeroU64::new(*len), Advice::WillNeed));
+    /// The span, if it is short.
+    pub fn short_span(&self) -> Option<Span> {
+        match self {
+            Job::Read(file, at, len) if self.is_short() => {
+                Some(Span { file: file.clone(), at: *at, len: *len })
+            }
+            _ => None,
         }
     }
 
-    /// Whether it can be seen that the disk has not answered yet.
-    fn must_wait(&self) -> bool {
+    /// Whether the disk may have to be waited for.
+    fn may_wait(&self) -> bool {
         match self {
             Job::Load(_) => true,
-            // The end comes last, as a rule.
-            Job::Read(file, at, len) => readable(file.as_fd(), at + len - 1, 1) == 0,
+            Job::Read(file, at, len) => !seems_there(file.as_fd(), *at, *len),
         }
     }
 
@@ -281,7 +293,7 @@ impl<K: Send + 'static> Helpers<K> {
     pub fn submit(&mut self, key: K, job: Job) {
         self.away[job.kind() as usize] += 1;
         let mut queue = lock(&self.shared.queue);
-        if queue.idle <= queue.waiting() && self.threads < THREADS_MAX {
+        if queue.is_long() && self.threads < THREADS_MAX {
             let shared = self.shared.clone();
             let made = thread::Builder::new().name("helper".into()).spawn(move || shared.work());
             self.threads += usize::from(made.is_ok());
@@ -291,7 +303,25 @@ impl<K: Send + 'static> Helpers<K> {
             self.shared.report(&mut vec![(key, job.run())]);
             return;
         }
-        if queue.add(key, job) {
+        queue.add(key, job);
+        if queue.wakes() {
+            self.shared.news.notify_one();
+        }
+    }
+
+    /// When [`Helpers::look`] is due at the latest, if it is.
+    pub fn patience(&self) -> Option<Duration> {
+        (self.are_at_work() && lock(&self.shared.queue).is_to_be_looked_at()).then_some(PATIENCE)
+    }
+
+    /// Looks whether threads are stuck on which others wait, and has more of them work if so.
+    pub fn look(&self) {
+        if !self.are_at_work() {
+            return;
+        }
+        let mut queue = lock(&self.shared.queue);
+        queue.look(Instant::now());
+        if queue.wakes() {
             self.shared.news.notify_one();
         }
     }
@@ -343,58 +373,63 @@ impl<K> Drop for Helpers<K> {
 impl<K> Shared<K> {
     fn work(&self) {
         stand_back();
-        let (mut jobs, mut done) = (Vec::new(), Vec::new());
-        let mut before = None;
-        while self.next(before, &mut jobs) {
-            if jobs.len() > 1 {
-                self.leave_other_disks(&mut jobs);
-            }
-            before = Some((jobs[0].1.kind(), jobs.len()));
-            for (_, job) in &jobs[1..] {
-                job.begin();
-            }
-            for (key, job) in jobs.drain(..) {
-                if !done.is_empty() && job.must_wait() {
-                    self.report(&mut done);
-                }
-                done.push((key, job.run()));
-            }
-            self.report(&mut done);
-        }
-    }
-
-    /// Waits for what is to be done next, behind so many of a kind that are done; `false` at the end.
-    fn next(&self, done: Option<(Kind, usize)>, jobs: &mut Vec<(K, Job)>) -> bool {
-        let mut queue = lock(&self.queue);
-        if let Some((kind, number)) = done {
-            queue.done(kind, number);
-        }
+        let (mut before, mut done) = (None, Vec::new());
         loop {
-            if queue.closed {
-                return false;
+            // What is done is not held back while anything is waited for.
+            let Some((key, job)) = self.next(before.take()) else {
+                self.report(&mut done);
+                if !self.rest() {
+                    return;
+                }
+                continue;
+            };
+            if job.may_wait() {
+                self.report(&mut done);
+                if job.is_short() {
+                    let spans = lock(&self.queue).begin();
+                    spans.iter().for_each(Span::begin);
+                }
             }
-            queue.next(jobs);
-            if !jobs.is_empty() {
-                return true;
+            before = Some((job.kind(), job.is_short()));
+            done.push((key, job.run()));
+            if done.len() >= REPORT_MAX {
+                self.report(&mut done);
             }
-            queue.idle += 1;
-            queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            queue.idle -= 1;
         }
     }
 
-    /// Leaves to others what is not on the disk of the first: that may be slow, or never answer.
-    fn leave_other_disks(&self, jobs: &mut Vec<(K, Job)>) {
-        let disk = jobs[0].1.disk();
-        let others: Vec<_> = jobs.extract_if(1.., |(_, job)| disk.is_none() || job.disk() != disk).collect();
-        if others.is_empty() {
-            return;
+    /// The job to be done next, if there is one, behind one that is done.
+    fn next(&self, done: Option<(Kind, bool)>) -> Option<(K, Job)> {
+        let mut queue = lock(&self.queue);
+        if let Some((kind, is_short)) = done {
+            queue.done(kind, is_short);
         }
-        lock(&self.queue).put_back(Kind::Read, others);
-        self.news.notify_one();
+        if queue.closed {
+            return None;
+        }
+        let job = queue.next();
+        if queue.wakes() {
+            self.news.notify_one();
+        }
+        job
+    }
+
+    /// Waits until there may be a job; `false` at the end.
+    fn rest(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        // One may have come meanwhile, for which nobody was woken.
+        if !queue.closed && !queue.has_next() {
+            queue.rests();
+            queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.rises();
+        }
+        !queue.closed
     }
 
     fn report(&self, done: &mut Vec<(K, Done)>) {
+        if done.is_empty() {
+            return;
+        }
         let mut finished = lock(&self.finished);
         finished.jobs.append(done);
         finished.calls += calls::taken();
@@ -443,7 +478,6 @@ pub(super) mod tests {
     use super::*;
     use crate::content::Site;
     use crate::content::site::Rules;
-    use crate::engines::queue::SHORT_AT_ONCE;
     use crate::engines::resident::present;
     use crate::engines::resident::tests::cold_file;
     use crate::http::Ledger;
@@ -522,23 +556,6 @@ pub(super) mod tests {
     fn on_another_disk() -> Arc<Source> {
         let file = rustix::fs::memfd_create(c"test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         Arc::new(Source::on_disk(file, 1, &Ledger::default()))
-    }
-
-    #[test]
-    fn what_is_on_another_disk_is_left_to_others_in_its_order() {
-        let files = [on_disk(), on_another_disk()];
-        let helpers = Helpers::new(1).unwrap();
-        let shared: &Shared<usize> = &helpers.shared;
-        let mut jobs = Vec::new();
-        for key in 0..=SHORT_AT_ONCE {
-            lock(&shared.queue).add(key, span_of(&files[key % 3 % 2], 1));
-        }
-        lock(&shared.queue).next(&mut jobs);
-        shared.leave_other_disks(&mut jobs);
-        assert!(jobs.iter().map(|(key, _)| *key).eq([0, 2, 3, 5, 6]));
-        jobs.clear();
-        lock(&shared.queue).next(&mut jobs);
-        assert!(jobs.iter().map(|(key, _)| *key).eq([1, 4, 7, 8]));
     }
 
     #[test]

@@ -230,6 +230,12 @@ fn is_resident(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     Some(present(file, at, len)? == len && has_come(file, at, len) == Some(true))
 }
 
+/// Whether a span is in the page cache by the signs that are had for little; where the kernel does not give
+/// them it is not.
+pub fn seems_there(file: BorrowedFd, at: u64, len: u64) -> bool {
+    present(file, at, len) == Some(len) && byte(file, at + len - 1) == Ok(1)
+}
+
 /// Whether a disk must be waited for to read all of a file of so many bytes. Where the kernel cannot tell, as
 /// on overlayfs, it is not said.
 pub fn is_cold(file: BorrowedFd, size: u64) -> bool {
