@@ -475,20 +475,51 @@ impl From<Key> for u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines::helpers::tests::{on_disk, span_of, stuck};
+    use crate::engines::queue::PATIENCE;
     use crate::engines::session::tests::worker;
+    use rustix::event::{PollFd, PollFlags};
+    use std::path::Path;
     use std::sync::Arc;
 
-    #[test]
-    fn whose_loads_were_put_off_go_on_by_and_by_and_without_waiting() {
-        let root = tempfile::tempdir().unwrap();
-        let mut seat = Seat {
+    fn seat(root: &Path) -> Seat {
+        Seat {
             listener: TcpListener::bind("127.0.0.1:0").unwrap(),
-            worker: worker(root.path()),
+            worker: worker(root),
             shutdown: Arc::new(Shutdown::new().unwrap()),
             connections_max: 1,
             loads_max: 1,
             start: Box::new(|| true),
-        };
+        }
+    }
+
+    #[test]
+    fn who_wants_a_short_span_of_stuck_helpers_has_another_soon() {
+        let root = tempfile::tempdir().unwrap();
+        let mut seat = seat(root.path());
+        let mut crowd = Crowd::new(&mut seat, Unwatched).unwrap();
+        let key = Key { index: 0, generation: 0 };
+        crowd.helpers = stuck(key);
+        crowd.helpers.submit(key, span_of(&on_disk(), 1));
+        for _ in 0..500 {
+            let wait = crowd.timeout().unwrap();
+            assert!(wait <= PATIENCE);
+            let ready = calls::poll(&mut [PollFd::new(&crowd.helpers(), PollFlags::IN)], Some(wait)).unwrap();
+            crowd.begin_turn();
+            if ready == 1 {
+                crowd.take_done();
+                assert!(!crowd.are_helped());
+                return;
+            }
+            assert!(crowd.end_turn(0).unwrap());
+        }
+        panic!("nobody came");
+    }
+
+    #[test]
+    fn whose_loads_were_put_off_go_on_by_and_by_and_without_waiting() {
+        let root = tempfile::tempdir().unwrap();
+        let mut seat = seat(root.path());
         let mut crowd = Crowd::new(&mut seat, Unwatched).unwrap();
         assert_eq!(crowd.timeout(), None);
         // They have gone meanwhile, so that nothing else has the loop go on.

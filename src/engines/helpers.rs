@@ -478,6 +478,7 @@ pub(super) mod tests {
     use super::*;
     use crate::content::Site;
     use crate::content::site::Rules;
+    use crate::engines::queue::SHORT_THREADS_MAX;
     use crate::engines::resident::present;
     use crate::engines::resident::tests::cold_file;
     use crate::http::Ledger;
@@ -544,6 +545,18 @@ pub(super) mod tests {
     /// A wish for the first bytes of a file.
     pub fn span_of(file: &Arc<Source>, len: u64) -> Job {
         Job::Read(file.clone(), 0, len)
+    }
+
+    /// Helpers of whom those who may have a short span will never be done with it.
+    pub fn stuck<K: Copy + Send + 'static>(key: K) -> Helpers<K> {
+        let helpers = Helpers::new(1).unwrap();
+        let mut queue = lock(&helpers.shared.queue);
+        for _ in 0..SHORT_THREADS_MAX {
+            queue.add(key, span_of(&on_disk(), 1));
+            queue.next().unwrap();
+        }
+        drop(queue);
+        helpers
     }
 
     /// A file of a file system.

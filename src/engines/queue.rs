@@ -12,7 +12,7 @@ const ALIKE_MAX: usize = 16;
 /// And those that may have a short span. Before one waits for the disk it asks for those that come next, too,
 /// so that they are there by then, most likely: few threads have the disk do as much at once as many would,
 /// sleep less often, and wake the loop less often.
-const SHORT_THREADS_MAX: usize = 2;
+pub const SHORT_THREADS_MAX: usize = 2;
 /// When for so long none of those that wait was taken, the threads that should have are stuck.
 pub const PATIENCE: Duration = Duration::from_millis(20);
 /// And then each span has a thread of its own for so long.
