@@ -39,7 +39,7 @@ const VACANT_MAX: usize = 8;
 /// What nobody has asked for in one round of the hand, of which there is one in this time, is not kept open:
 /// the space of a file that was deleted is only free once it is closed.
 const ROUND: Duration = Duration::from_secs(60);
-/// What was looked at no longer ago is still in the kernel's memory.
+/// What was looked at no longer ago is, as a rule, still in the kernel's memory.
 const RECENT: Duration = Duration::from_secs(10);
 
 /// What a cache may hold.

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, readlink, statat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, readlink, statat,
+};
 use rustix::io::Errno;
 
 use crate::clock::Tick;
@@ -165,8 +167,7 @@ impl Site {
     ///
     /// One `stat` by name tells, if its directory is known to be the same with the same names: somebody has
     /// opened it in this tick, beneath the root, so that nothing on the way leads elsewhere. A directory of
-    /// which that can be known is of a local file system; and what was looked at a moment ago is in the
-    /// kernel's memory, so that no disk is waited for.
+    /// which that can be known is of a local file system.
     pub fn is_unchanged(&self, path: &[u8], file: &File, plain: &File, past: Past, now: Tick) -> bool {
         // Of a directory, other index files may have the preference by now.
         let is_for_a_load = path.ends_with(b"/")
@@ -178,10 +179,21 @@ impl Site {
         !is_for_a_load
             && plain.stamp.is_beside(&file.identity)
             && self.seen(directory::parent(&plain.name), now).is_some_and(|seen| seen.proves(&plain.stamp))
-            && statat(&self.root, &*file.name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+            && self.look(&file.name).is_ok_and(|stat| {
                 FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
                     && Identity::of(&stat) == file.identity
             })
+    }
+
+    /// The `stat` of what has that name, if the kernel has it in memory. What was looked at a moment ago it
+    /// has, unless memory is short: then `stat` by name would wait for the disk, without a word beforehand.
+    ///
+    /// # Errors
+    /// `EAGAIN` where a disk would be waited for, and else what `openat2(2)` says.
+    fn look(&self, name: &CStr) -> io::Result<Stat> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat2(&self.root, name, flags, Mode::empty(), self.resolve() | ResolveFlags::CACHED)?;
+        Ok(fstat(file)?)
     }
 
     /// Whether what is known of a file does not do for this request, which may need the tag of its bytes; of
@@ -280,5 +292,22 @@ impl Site {
         };
         let relative = [&path[1..], index].concat();
         Some(CString::new(relative).expect("a canonical path has no NUL, nor has the name of an index file"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_would_have_to_find_out_is_not_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), "a").unwrap();
+        let site = Site::open(folder.path(), Rules::default()).unwrap();
+        assert_eq!(site.look(c"a").unwrap().st_size, 1);
+        // What a process has open is found out each time.
+        let site = Site::open(Path::new("/proc/self/fdinfo"), Rules::default()).unwrap();
+        assert!(statat(&site.root, c"0", AtFlags::SYMLINK_NOFOLLOW).is_ok());
+        assert_eq!(site.look(c"0").unwrap_err().raw_os_error(), Some(libc::EAGAIN));
     }
 }
