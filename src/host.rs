@@ -18,6 +18,10 @@ pub const ALLOW_DESCRIPTORS: &str = "a higher limit on descriptors, as in ulimit
     docker run --ulimit nofile=65536; compose ulimits: {nofile: 65536}; \
     Kubernetes: LimitNOFILE of the node's container runtime";
 
+/// How to allow more memory to be locked.
+pub const ALLOW_MEMLOCK: &str = "a higher limit, as in ulimit -l 8192; docker run --ulimit memlock=8388608; \
+    compose ulimits: {memlock: 8388608}; Kubernetes: LimitMEMLOCK of the node's container runtime";
+
 /// The host as seen from here.
 #[derive(Clone, Debug, Default)]
 pub struct Host {

@@ -20,11 +20,12 @@ use crate::content::site::Rules;
 use crate::descriptors::{self, Descriptors};
 use crate::doors::Doors;
 use crate::engines::{AUTO, Engine, Seat, Start, Threads};
-use crate::host;
+use crate::host::{self, ALLOW_MEMLOCK};
 use crate::observe::access_log::{self, AccessLog};
 use crate::observe::admin::Admin;
 use crate::observe::counters::{Board, Counter};
 use crate::observe::metrics::{EnginesInUse, Overview};
+use crate::program;
 use crate::serve::Worker;
 use crate::shutdown::{ENDING, Phase, Shutdown};
 use crate::sys;
@@ -78,6 +79,7 @@ pub fn run(mut options: Options) -> Result<(), String> {
     };
 
     sys::survive_file_size_limit();
+    keep_program();
     let (events, inbox) = channel();
     // From here on a signal is an event, and no longer the end of the process.
     watch_signals(events.clone())?;
@@ -95,6 +97,19 @@ pub fn run(mut options: Options) -> Result<(), String> {
         writer.join();
     }
     result
+}
+
+/// Keeps the program in memory, and says so if that cannot be done where it is needed most.
+fn keep_program() {
+    let kept = program::keep();
+    if !kept.is_all() && cgroup::memory_limit().is_some() {
+        tracing::info!(
+            "{} of the program's {} KiB can be locked in memory; where memory is short the rest is read from \
+             the disk again; to allow it: {ALLOW_MEMLOCK}",
+            kept.locked >> 10,
+            kept.all >> 10,
+        );
+    }
 }
 
 /// What happens while the server runs.

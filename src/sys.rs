@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::mm::{MlockFlags, mlock_with};
 
 /// Has a listener keep back clients who have sent nothing yet, for about so many seconds at the most
 /// (`TCP_DEFER_ACCEPT`, tcp(7)): whoever is accepted has a request to read.
@@ -43,6 +44,17 @@ pub fn survive_file_size_limit() {
 pub fn keep_ended_children() {
     // SAFETY: no handler is set; the default touches nothing of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Has the kernel leave pages where they are, once they are in memory (mlock2(2)).
+///
+/// # Errors
+/// What the call says: `ENOMEM` where no more may be locked, or nothing is mapped there.
+pub fn lock_once_there(pages: &Range<usize>) -> io::Result<()> {
+    let at = ptr::without_provenance_mut(pages.start);
+    // SAFETY: no memory is read or written, and none comes or goes.
+    unsafe { mlock_with(at, pages.len(), MlockFlags::ONFAULT) }?;
+    Ok(())
 }
 
 /// Keeps signals from the calling thread, and from the threads and processes that it starts: those that come

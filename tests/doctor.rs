@@ -100,12 +100,9 @@ fn memory_that_may_not_be_locked_is_found_out() {
     }
     let ended = with_memlock(doctor(&site).args(["--json"]), 0).run();
     let report = report(&ended);
-    if ended.code == Some(0) {
-        println!("skipped: this kernel does not count rings as locked memory");
-        return;
-    }
-    assert_eq!(ended.code, Some(3), "{ended:?}");
-    let remedies = find(&report, "memlock", "refused")["remedies"].to_string();
+    // Not every kernel counts rings as locked memory, but each counts the program's pages.
+    let status = if ended.code == Some(0) { "warning" } else { "refused" };
+    let remedies = find(&report, "memlock", status)["remedies"].to_string();
     assert!(remedies.contains("--ulimit memlock="), "{remedies}");
 }
 

@@ -1,10 +1,11 @@
 //! Where io_uring is forbidden: `auto` serves with another engine and says why; the engine that was asked for
 //! by name does not start, and says the same.
 
+use std::fs;
 use std::io;
 
 use ringserve::engines::AUTO;
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal, getrlimit};
 use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use crate::common::confine::{REFUSALS, compiled, filtered, is_permitted_at_all, under, with_memlock};
@@ -70,6 +71,25 @@ fn auto_serves_with_however_little_memory_that_may_be_locked() {
         }
         server.signal(Signal::TERM);
         server.ends_well();
+    }
+}
+
+/// The pages of a file that nobody has locked leave memory where it is short.
+#[test]
+fn the_program_stays_in_memory_as_far_as_it_may() {
+    let site = Site::with(&[("a.txt", "alpha\n")]);
+    let locked = |setup: Setup| {
+        let mut server = setup.serving("auto", &site).start();
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid().as_raw_nonzero())).unwrap();
+        server.signal(Signal::TERM);
+        server.ends_well();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        line.trim_end_matches("kB").trim().parse::<u64>().unwrap()
+    };
+    assert_eq!(locked(with_memlock(Setup::new(), 0)), 0);
+    match getrlimit(Resource::Memlock).current {
+        Some(bytes) if bytes < 8 << 20 => println!("skipped: no more than {bytes} bytes may be locked here"),
+        _ => assert!(locked(Setup::new()) > 0),
     }
 }
 

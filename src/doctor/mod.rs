@@ -18,8 +18,9 @@ use crate::content::Site;
 use crate::content::site::Rules;
 use crate::descriptors::{self, Descriptors};
 use crate::engines::{AUTO, Culprit, Refusal, Trial, try_preferred};
-use crate::host::{ALLOW_DESCRIPTORS, Host, Module, RING_SINCE, SERVING_SINCE};
+use crate::host::{ALLOW_DESCRIPTORS, ALLOW_MEMLOCK, Host, Module, RING_SINCE, SERVING_SINCE};
 use crate::launch::{Obstacle, bind, default_cache_size, open_site};
+use crate::program;
 use crate::sys;
 
 pub mod seccomp;
@@ -272,10 +273,19 @@ fn module(host: &Host, refused: Refused) -> Check {
 fn memlock(refused: Refused) -> Check {
     let limit = getrlimit(Resource::Memlock).current;
     let text = limit.map_or("no limit".to_owned(), |bytes| format!("{} KiB may be locked", bytes >> 10));
-    match remedy_for(refused, Culprit::Memlock) {
-        Some(remedy) => Check::refused("memlock", text, remedy),
-        None => Check::ok("memlock", text),
+    if let Some(remedy) = remedy_for(refused, Culprit::Memlock) {
+        return Check::refused("memlock", text, remedy);
     }
+    let kept = program::keep();
+    let (locked, all) = (kept.locked >> 10, kept.all >> 10);
+    if kept.is_all() {
+        return Check::ok("memlock", format!("{text}; the program's {all} KiB stay in memory"));
+    }
+    let text = format!(
+        "{text}; of the program's {all} KiB, {locked} stay in memory, and the rest is read from the disk again \
+         where it is short"
+    );
+    Check::warning("memlock", text, ALLOW_MEMLOCK)
 }
 
 fn cpu(workers: Option<usize>) -> Check {

@@ -14,7 +14,7 @@ use io_uring::{IoUring, opcode, squeue};
 use socket2::{Domain, Socket, Type};
 
 use crate::engines::{Culprit, Refusal, Trial};
-use crate::host::{ALLOW_DESCRIPTORS, Host, Module};
+use crate::host::{ALLOW_DESCRIPTORS, ALLOW_MEMLOCK, Host, Module};
 
 use super::ring::{self, BUFFER_GROUP, Completion, Refused, Ring, Size};
 use super::send;
@@ -270,8 +270,6 @@ const ALLOW_BY_SELINUX: &str = "a policy that permits io_uring to this domain (a
 const ALLOW_BY_APPARMOR: &str = "a profile with the rule `io_uring,`; \
     docker run --security-opt apparmor=PROFILE; compose security_opt: [\"apparmor=PROFILE\"]; \
     Kubernetes securityContext.appArmorProfile: {type: Localhost, localhostProfile: PROFILE}";
-const ALLOW_BY_MEMLOCK: &str = "a higher limit, as in ulimit -l 8192; docker run --ulimit memlock=8388608; \
-    compose ulimits: {memlock: 8388608}; Kubernetes: LimitMEMLOCK of the node's container runtime";
 /// What a refusal means on such a host.
 fn blame_on(host: &Host, calls_forbidden: bool, refused: &Refused) -> (Culprit, Refusal) {
     let Refused { step, error } = refused;
@@ -315,7 +313,7 @@ fn blame_on(host: &Host, calls_forbidden: bool, refused: &Refused) -> (Culprit, 
             Some(bytes) => (
                 Culprit::Memlock,
                 format!("{step}: {error}: this user may lock no more than {} KiB of memory", bytes >> 10),
-                ALLOW_BY_MEMLOCK,
+                ALLOW_MEMLOCK,
             ),
             None => (
                 Culprit::Unknown,
