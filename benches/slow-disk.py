@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 BENCH = Path(__file__).resolve().parent.parent.parent / "shared" / "bench"
 if not BENCH.is_dir():
@@ -32,12 +33,14 @@ import measure  # noqa: E402
 import servers  # noqa: E402
 
 SERVER_CPU, CLIENT_CPU = 0, 1
+END_OF_HEAD = b"\r\n\r\n"
 HOT, CONTENT = "hot.html", b"a small file in memory\n"
 # Seconds between two questions of the hot client; and for which a server may answer from what it last saw.
 PERIOD, FRESH = 0.002, 1.2
 # Seconds after which an answer is not waited for any more.
 PATIENCE = 120
-CGROUPS = Path("/sys/fs/cgroup")
+# Seconds until a server with little memory has had to take it from what was there.
+SETTLED = 4
 NAME = "ringserve-slow-disk"
 PEERS = {**servers.PEERS, "nginx-threads": functools.partial(servers.nginx, tuning="aio threads;")}
 
@@ -61,11 +64,11 @@ def disk_of(folder):
 @contextlib.contextmanager
 def control_group(disk, rate):
     """A control group that reads from a disk at so many bytes per second: a function that puts processes in."""
-    if (CGROUPS / "cgroup.controllers").exists():
-        (CGROUPS / "cgroup.subtree_control").write_text("+io")
-        group, limit = CGROUPS / NAME, ("io.max", f"{disk} rbps={rate}", f"{disk} rbps=max")
+    if (groups.CGROUPS / "cgroup.controllers").exists():
+        (groups.CGROUPS / "cgroup.subtree_control").write_text("+io")
+        group, limit = groups.CGROUPS / NAME, ("io.max", f"{disk} rbps={rate}", f"{disk} rbps=max")
     else:
-        group = CGROUPS / "blkio" / NAME
+        group = groups.CGROUPS / "blkio" / NAME
         limit = ("blkio.throttle.read_bps_device", f"{disk} {rate}", f"{disk} 0")
     file, slow, quick = limit
     with groups.made(group):
@@ -75,6 +78,13 @@ def control_group(disk, rate):
         finally:
             # What has been asked for comes before anything can be put away.
             (group / file).write_text(quick)
+
+
+def small(megabytes):
+    """A control group with so much memory, if that is little: a function that has a server start in it."""
+    if megabytes:
+        return groups.little_memory(NAME, megabytes << 20)
+    return contextlib.nullcontext(lambda launch: launch)
 
 
 @contextlib.contextmanager
@@ -102,11 +112,11 @@ def disk(image, settings):
 def build(image, settings):
     bytes_per_file = settings.size << 10
     with open(image, "wb") as file:
-        file.truncate(settings.clients * bytes_per_file * 5 // 4 + (64 << 20))
+        file.truncate(settings.files * bytes_per_file * 5 // 4 + (64 << 20))
     run("mkfs.ext4", "-q", "-F", image)
     with disk(image, settings) as root:
         (root / HOT).write_bytes(CONTENT)
-        for number in range(settings.clients):
+        for number in range(settings.files):
             (root / str(number)).write_bytes(os.urandom(bytes_per_file))
         os.sync()
 
@@ -140,43 +150,50 @@ def ask_before(server, settings):
     """Each file, some seconds after it was made: until then nothing is known of it for sure."""
     time.sleep(3)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-    for number in range(settings.clients):
+    for number in range(settings.files):
         connection.request("GET", f"/{number}")
         connection.getresponse().read()
     connection.close()
 
 
-def take(port, clients, told):
-    """Asks for a file as each client, until told to stop, and tells how many bytes have come."""
-    taken = 0
+def take(port, settings, told):
+    """Asks for a file as each client, until told to stop, and tells how many bytes have come. Where the server
+    has little memory each then asks for another, at random."""
+    taken, random = 0, Random(1)
     with selectors.DefaultSelector() as sockets:
         sockets.register(told, selectors.EVENT_READ)
-        for number in range(clients):
+        for number in range(settings.clients):
             with contextlib.suppress(OSError):
                 client = socket.create_connection(("127.0.0.1", port), PATIENCE)
-                client.sendall(request(number))
+                client.sendall(request(number % settings.files))
                 client.setblocking(False)
-                sockets.register(client, selectors.EVENT_READ)
+                sockets.register(client, selectors.EVENT_READ, bytearray())
         while True:
             for key, _ in sockets.select():
                 if key.fileobj is told:
                     told.send(taken)
                     return
                 try:
-                    n = len(key.fileobj.recv(1 << 20))
+                    piece = key.fileobj.recv(1 << 20)
                 except OSError:
-                    n = 0
-                taken += n
-                if n == 0:
+                    piece = b""
+                taken += len(piece)
+                if not piece:
                     sockets.unregister(key.fileobj)
                     key.fileobj.close()
+                elif settings.memory:
+                    answer = key.data
+                    answer += piece
+                    if len(answer) - answer.find(END_OF_HEAD) - len(END_OF_HEAD) == settings.size << 10:
+                        answer.clear()
+                        key.fileobj.sendall(request(random.randrange(settings.files)))
 
 
 @contextlib.contextmanager
-def others(port, clients):
+def others(port, settings):
     """They ask in a process of their own, in which nobody's time is taken: a function that stops them."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=take, args=(port, clients, theirs))
+    process = multiprocessing.Process(target=take, args=(port, settings, theirs))
     process.start()
 
     def stop():
@@ -195,7 +212,8 @@ def round_of(name, launch, image, settings):
     with (
         disk(image, settings) as root,
         control_group(settings.disk, settings.rate << 20) as put_in,
-        servers.Running(name, launch, root, SERVER_CPU) as server,
+        small(settings.memory) as inside,
+        servers.Running(name, inside(launch), root, SERVER_CPU) as server,
     ):
         if settings.asked_before:
             ask_before(server, settings)
@@ -204,14 +222,17 @@ def round_of(name, launch, image, settings):
         hot = connect(server)
         ask(hot)
         Path("/proc/sys/vm/drop_caches").write_text("3")
-        # The names stay known, and what is hot does: it is files that have to be waited for.
-        for number in range(settings.clients):
+        # The names stay known, and what is hot does: it is files that have to be waited for. Where memory is
+        # short they do not.
+        for number in range(0 if settings.memory else settings.files):
             os.stat(root / str(number))
         Path("/proc/sys/vm/drop_caches").write_text("1")
         for _ in range(2):
             time.sleep(FRESH)
             ask(hot)
-        with others(server.port, settings.clients) as stop:
+        with others(server.port, settings) as stop:
+            since = time.monotonic()
+            time.sleep(SETTLED if settings.memory else 0)
             times, cut_off, began = [], 0, time.monotonic()
             while time.monotonic() < began + settings.seconds:
                 asked = time.perf_counter()
@@ -222,7 +243,7 @@ def round_of(name, launch, image, settings):
                     hot = connect(server)
                 times.append((time.perf_counter() - asked) * 1e3)
                 time.sleep(PERIOD)
-            rate = stop() / (time.monotonic() - began) / 1e6
+            rate = stop() / (time.monotonic() - since) / 1e6
         hot.close()
     times.sort()
     place = lambda share: times[min(len(times) - 1, int(len(times) * share))]  # noqa: E731
@@ -236,6 +257,8 @@ def arguments():
     parser.add_argument("--subject", action="append", default=[], type=servers.named_subject, metavar="NAME=COMMAND", help="as in bench.py")
     parser.add_argument("--rounds", type=whole, default=3)
     parser.add_argument("--clients", type=whole, default=300, help="who ask for a file each (default: 300)")
+    parser.add_argument("--memory", type=whole, metavar="MB", help="the server has no more, and each client then asks for another file, at random")
+    parser.add_argument("--files", type=whole, help="how many there are (default: one for each client)")
     parser.add_argument("--size", type=whole, default=2048, help="KiB of each file (default: 2048)")
     parser.add_argument("--rate", type=whole, default=10, help="MiB the disk gives in a second (default: 10)")
     parser.add_argument("--queue", type=whole, default=64, help="requests the disk's queue takes (default: 64)")
@@ -245,6 +268,7 @@ def arguments():
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on a disk; for the image (default: /var/tmp)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     settings = parser.parse_args()
+    settings.files = settings.files or settings.clients
     names = [name for name in settings.servers.split(",") if name]
     if unknown := set(names) - set(PEERS):
         parser.error(f"{', '.join(unknown)}: not one of {', '.join(PEERS)}")
@@ -284,7 +308,7 @@ def main():
         longest = ", ".join(f"{row['max']:,.1f}" for row in rows)
         print(f"| {name} | {middle('p50'):,.2f} / {middle('p99'):,.2f} / {middle('max'):,.1f} | {longest} | {middle('cold_mb_s'):.1f} |")
     if settings.json:
-        keys = ("rounds", "clients", "size", "rate", "queue", "read_ahead", "seconds")
+        keys = ("rounds", "clients", "files", "memory", "size", "rate", "queue", "read_ahead", "seconds")
         about = {"kernel": platform.release(), **{key: getattr(settings, key) for key in keys}}
         settings.json.write_text(json.dumps({"about": about, "rounds": rounds}, indent=1) + "\n")
 

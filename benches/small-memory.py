@@ -3,7 +3,6 @@
 must come from the disk again and again. See benches/README.md, "A container with little memory". Needs root."""
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -29,35 +28,7 @@ import workloads  # noqa: E402
 
 SERVER_CPU, CLIENT_CPU = 0, 1
 WORKLOAD = next(workload for workload in workloads.WORKLOADS if workload.name == "many")
-CGROUPS = Path("/sys/fs/cgroup")
 NAME = "ringserve-small-memory"
-
-
-@contextlib.contextmanager
-def control_group(limit):
-    """A control group with so many bytes of memory, and no swap."""
-    if (CGROUPS / "cgroup.controllers").exists():
-        (CGROUPS / "cgroup.subtree_control").write_text("+memory")
-        group, limits = CGROUPS / NAME, ("memory.max", "memory.swap.max")
-    else:
-        group, limits = CGROUPS / "memory" / NAME, ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
-    with groups.made(group):
-        memory, swap = (group / name for name in limits)
-        memory.write_text(str(limit))
-        if swap.exists():
-            swap.write_text("0" if swap.name == "memory.swap.max" else str(limit))
-        yield group
-
-
-def inside(group, launch):
-    """The same server, which joins the group before it is anything."""
-
-    def launch_inside(root, port, scratch):
-        outside = launch(root, port, scratch)
-        join = f'echo $$ >{group}/cgroup.procs && exec "$@"'
-        return servers.Launch(["sh", "-c", join, "sh", *map(str, outside.argv)], outside.env)
-
-    return launch_inside
 
 
 def round_of(name, launch, settings):
@@ -65,8 +36,8 @@ def round_of(name, launch, settings):
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     with (
-        control_group(settings.memory << 20) as group,
-        servers.Running(name, inside(group, launch), settings.root, SERVER_CPU) as server,
+        groups.little_memory(NAME, settings.memory << 20) as inside,
+        servers.Running(name, inside(launch), settings.root, SERVER_CPU) as server,
     ):
         requests = measure.prepare(WORKLOAD, server.port)
         ask = lambda seconds: measure.wrk(WORKLOAD, requests, server.port, seconds, CLIENT_CPU)  # noqa: E731

@@ -282,8 +282,8 @@ fn memlock(refused: Refused) -> Check {
         return Check::ok("memlock", format!("{text}; the program's {all} KiB stay in memory"));
     }
     let text = format!(
-        "{text}; of the program's {all} KiB, {locked} stay in memory, and the rest is read from the disk again \
-         where it is short"
+        "{text}; of the program's {all} KiB, {locked} stay in memory, and the rest is read from the disk \
+         again where it is short"
     );
     Check::warning("memlock", text, ALLOW_MEMLOCK)
 }
