@@ -7,6 +7,8 @@ use std::os::fd::RawFd;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::cgroup;
+
 /// Descriptors counted on, however high the limit is.
 const LIMIT_MAX: u64 = 1 << 20;
 /// Descriptors that the kernel's table has room for from the beginning; it takes 8 bytes for each.
@@ -17,6 +19,9 @@ const OF_PROCESS: usize = 16;
 const FEW: usize = 4096;
 /// Files kept open at the most for want of room in memory.
 const KEPT_MAX: usize = 12 * 1024;
+/// Bytes of memory for a file that is kept open: the kernel's, for its inode, its name and the open file, and
+/// what is known of it here.
+const KEPT_SIZE: u64 = 2304;
 /// Descriptors of every engine thread: its listener, what it waits with, what wakes it.
 pub(crate) const OF_THREAD: usize = 4;
 
@@ -26,6 +31,8 @@ pub(crate) struct Descriptors {
     pub(crate) limit: usize,
     /// Clients that there are to be descriptors for, before files are kept open.
     pub(crate) clients: usize,
+    /// Files that there is memory for to keep them open.
+    pub(crate) kept: usize,
 }
 
 impl Descriptors {
@@ -42,14 +49,16 @@ impl Descriptors {
         // Nobody needs more, and a ring cannot have more.
         let limit = limit.unwrap_or(LIMIT_MAX).min(LIMIT_MAX) as usize;
         make_room(limit.min(TABLE_SIZE));
-        Descriptors { limit, clients: clients.unwrap_or(0) }
+        // A quarter of what the control group allows.
+        let kept = cgroup::memory_limit().map_or(usize::MAX, |memory| (memory / 4 / KEPT_SIZE) as usize);
+        Descriptors { limit, clients: clients.unwrap_or(0), kept }
     }
 
     /// Files that the caches keep open: large ones, and those for whose bytes there is no room. Half of what
     /// most have no use for otherwise is for these.
     pub(crate) fn for_cache(self) -> usize {
         let others = 3 * self.share() + self.for_loads() + self.clients;
-        self.share() + (self.limit.saturating_sub(others + FEW) / 2).min(KEPT_MAX)
+        (self.share() + (self.limit.saturating_sub(others + FEW) / 2).min(KEPT_MAX)).min(self.kept.max(1))
     }
 
     /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
@@ -95,7 +104,7 @@ mod tests {
         for (limit, clients) in
             [(20, 0), (64, 0), (256, 500), (1024, 0), (20_000, 0), (20_000, 13_000), (1 << 20, 1 << 19)]
         {
-            let descriptors = Descriptors { limit, clients };
+            let descriptors = Descriptors { limit, clients, kept: usize::MAX };
             let kept = descriptors.for_cache() + descriptors.for_answers() + descriptors.for_memory();
             let files = kept + descriptors.for_loads();
             for threads in [1, 2, 64] {
@@ -104,5 +113,16 @@ mod tests {
                 assert!(connections >= clients || limit < clients + FEW, "{limit} {clients}");
             }
         }
+    }
+
+    #[test]
+    fn no_more_files_are_kept_open_than_there_is_memory_for() {
+        let descriptors = |kept| Descriptors { limit: 20_000, clients: 0, kept };
+        let [little, plenty] = [descriptors(1000), descriptors(usize::MAX)];
+        assert_eq!((little.for_cache(), descriptors(0).for_cache()), (1000, 1));
+        assert_eq!(
+            little.for_connections(0) + little.for_cache(),
+            plenty.for_connections(0) + plenty.for_cache()
+        );
     }
 }

@@ -154,6 +154,8 @@ impl Launcher {
         let mut listeners =
             bind(&self.options.host, self.options.port, count).map_err(|obstacle| obstacle.to_string())?;
         let count = listeners.len();
+        // As many as there are workers, and one more for all who help them.
+        sys::limit_heaps(count + 1);
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
         let doors = Doors::of(&listeners).map_err(|error| format!("cannot start: {error}"))?;

@@ -57,6 +57,18 @@ pub fn lock_once_there(pages: &Range<usize>) -> io::Result<()> {
     Ok(())
 }
 
+/// Has threads take memory from so many heaps at the most (`M_ARENA_MAX`, mallopt(3)). By itself the C library
+/// gives each of a good many threads one of its own, and what is free in one is of no use to the others.
+pub fn limit_heaps(count: usize) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only sets a number that the next thread's first allocation looks at.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, count.try_into().unwrap_or(libc::c_int::MAX));
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = count;
+}
+
 /// Keeps signals from the calling thread, and from the threads and processes that it starts: those that come
 /// wait until a thread takes them.
 ///

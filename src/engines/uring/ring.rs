@@ -1,7 +1,7 @@
 //! The ring itself: set up, filled, waited for. And the memory the kernel picks receive buffers from.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -296,8 +296,14 @@ struct Buffers {
 impl Buffers {
     fn new(count: u16, size: u32) -> Buffers {
         assert!(count.is_power_of_two());
-        let entries = allocate(Buffers::entries_layout(count)).cast();
-        let memory = allocate(Buffers::memory_layout(count, size));
+        let (entries, memory) = (Buffers::entries_layout(count), Buffers::memory_layout(count, size));
+        // SAFETY: neither layout has size 0.
+        let [entries, memory] = unsafe {
+            // Pages of the memory are taken as the kernel first writes to them.
+            [(alloc_zeroed(entries), entries), (alloc(memory), memory)]
+        }
+        .map(|(at, layout)| NonNull::new(at).unwrap_or_else(|| handle_alloc_error(layout)));
+        let entries = entries.cast();
         let mut buffers = Buffers { entries, memory, count, size, tail: 0, leaked: false };
         for id in 0..count {
             buffers.provide(id);
@@ -308,7 +314,8 @@ impl Buffers {
     fn slice(&self, id: u16, len: usize) -> &[u8] {
         assert!(id < self.count && len <= self.size as usize);
         // SAFETY: within the allocation by the assertion. The kernel has named this buffer in a completion,
-        // so it does not write there until it is provided again, for which `self` is borrowed mutably.
+        // with so many bytes that it has written, and does not write there until it is provided again, for
+        // which `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(id as usize * self.size as usize), len) }
     }
 
@@ -350,11 +357,6 @@ impl Drop for Buffers {
             dealloc(self.memory.as_ptr(), Buffers::memory_layout(self.count, self.size));
         }
     }
-}
-
-fn allocate(layout: Layout) -> NonNull<u8> {
-    // SAFETY: no layout here has size 0.
-    NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
 #[cfg(test)]
