@@ -57,8 +57,8 @@ pub fn lock_once_there(pages: &Range<usize>) -> io::Result<()> {
     Ok(())
 }
 
-/// Has threads take memory from so many heaps at the most (`M_ARENA_MAX`, mallopt(3)). By itself the C library
-/// gives each of a good many threads one of its own, and what is free in one is of no use to the others.
+/// Has threads take memory from so many heaps at the most (`M_ARENA_MAX`, mallopt(3)). By itself the C
+/// library gives each of a good many threads one of its own, and what is free in one is of no use to others.
 pub fn limit_heaps(count: usize) {
     #[cfg(target_env = "gnu")]
     // SAFETY: it only sets a number that the next thread's first allocation looks at.
