@@ -55,10 +55,14 @@ impl Descriptors {
     }
 
     /// Files that the caches keep open: large ones, and those for whose bytes there is no room. Half of what
-    /// most have no use for otherwise is for these.
+    /// most have no use for otherwise is for these, as far as there is memory for so many.
     pub(crate) fn for_cache(self) -> usize {
+        self.for_cache_in_plenty().min(self.kept.max(1))
+    }
+
+    fn for_cache_in_plenty(self) -> usize {
         let others = 3 * self.share() + self.for_loads() + self.clients;
-        (self.share() + (self.limit.saturating_sub(others + FEW) / 2).min(KEPT_MAX)).min(self.kept.max(1))
+        self.share() + (self.limit.saturating_sub(others + FEW) / 2).min(KEPT_MAX)
     }
 
     /// Such files that have left the caches while they are still sent, as far as it is a matter of choice.
@@ -80,9 +84,10 @@ impl Descriptors {
         (self.limit / 8).min(32).max(self.limit / 64).max(2)
     }
 
-    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves.
+    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves. They take
+    /// memory, too, so that there are no more of them where there is little.
     pub(crate) fn for_connections(self, for_threads: usize) -> usize {
-        let files = self.for_cache() + self.for_answers() + self.for_memory() + self.for_loads();
+        let files = self.for_cache_in_plenty() + self.for_answers() + self.for_memory() + self.for_loads();
         self.limit.saturating_sub(files + OF_PROCESS + for_threads).max(1)
     }
 }
@@ -120,9 +125,6 @@ mod tests {
         let descriptors = |kept| Descriptors { limit: 20_000, clients: 0, kept };
         let [little, plenty] = [descriptors(1000), descriptors(usize::MAX)];
         assert_eq!((little.for_cache(), descriptors(0).for_cache()), (1000, 1));
-        assert_eq!(
-            little.for_connections(0) + little.for_cache(),
-            plenty.for_connections(0) + plenty.for_cache()
-        );
+        assert_eq!(little.for_connections(0), plenty.for_connections(0));
     }
 }

@@ -1,5 +1,6 @@
 //! From options to a running server: listeners, engine threads, and the end.
 
+use std::env;
 use std::fmt;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -154,8 +155,10 @@ impl Launcher {
         let mut listeners =
             bind(&self.options.host, self.options.port, count).map_err(|obstacle| obstacle.to_string())?;
         let count = listeners.len();
-        // As many as there are workers, and one more for all who help them.
-        sys::limit_heaps(count + 1);
+        // As many as workers, and one more for all who help them, unless somebody has said otherwise.
+        if env::var_os("MALLOC_ARENA_MAX").is_none() {
+            sys::limit_heaps(count + 1);
+        }
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;
         let doors = Doors::of(&listeners).map_err(|error| format!("cannot start: {error}"))?;

@@ -277,6 +277,10 @@ fn memlock(refused: Refused) -> Check {
         return Check::refused("memlock", text, remedy);
     }
     let kept = program::keep();
+    if kept.all == 0 {
+        let text = format!("{text}; whether the program stays in memory cannot be told");
+        return Check::warning("memlock", text, "a readable /proc");
+    }
     let (locked, all) = (kept.locked >> 10, kept.all >> 10);
     if kept.is_all() {
         return Check::ok("memlock", format!("{text}; the program's {all} KiB stay in memory"));
