@@ -26,8 +26,8 @@ impl Kept {
 }
 
 /// Keeps the program in memory, as far as it may be locked there (`RLIMIT_MEMLOCK`, getrlimit(2)). Only what
-/// is needed comes there in the first place. A child inherits no locks (mlock(2)): of its pages those stay that this process
-/// has needed, too.
+/// is needed comes there in the first place. A child inherits no locks (mlock(2)): of its pages those stay
+/// that this process has needed, too.
 pub fn keep() -> Kept {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mut kept = Kept { locked: 0, all: 0 };

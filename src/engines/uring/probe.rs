@@ -270,6 +270,7 @@ const ALLOW_BY_SELINUX: &str = "a policy that permits io_uring to this domain (a
 const ALLOW_BY_APPARMOR: &str = "a profile with the rule `io_uring,`; \
     docker run --security-opt apparmor=PROFILE; compose security_opt: [\"apparmor=PROFILE\"]; \
     Kubernetes securityContext.appArmorProfile: {type: Localhost, localhostProfile: PROFILE}";
+
 /// What a refusal means on such a host.
 fn blame_on(host: &Host, calls_forbidden: bool, refused: &Refused) -> (Culprit, Refusal) {
     let Refused { step, error } = refused;
