@@ -84,8 +84,8 @@ impl Descriptors {
         (self.limit / 8).min(32).max(self.limit / 64).max(2)
     }
 
-    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves. They take
-    /// memory, too, so that there are no more of them where there is little.
+    /// Sockets of clients: what is left of the limit, where the threads need so many for themselves. They
+    /// take memory, too, so that there are no more of them where there is little.
     pub(crate) fn for_connections(self, for_threads: usize) -> usize {
         let files = self.for_cache_in_plenty() + self.for_answers() + self.for_memory() + self.for_loads();
         self.limit.saturating_sub(files + OF_PROCESS + for_threads).max(1)
