@@ -39,8 +39,6 @@ const VACANT_MAX: usize = 8;
 /// What nobody has asked for in one round of the hand, of which there is one in this time, is not kept open:
 /// the space of a file that was deleted is only free once it is closed.
 const ROUND: Duration = Duration::from_secs(60);
-/// What was looked at no longer ago is, as a rule, still in the kernel's memory.
-const RECENT: Duration = Duration::from_secs(10);
 
 /// What a cache may hold.
 #[derive(Clone, Copy, Debug)]
@@ -127,8 +125,6 @@ pub enum Lookup {
 pub struct Past {
     /// How often it was asked for.
     pub asked: u32,
-    /// Whether that was only a moment ago.
-    pub is_recent: bool,
     /// Whether it is a file of which only the descriptor is kept, and there is room for its bytes by now.
     pub has_room: bool,
 }
@@ -201,8 +197,6 @@ impl Cache {
         }
         let asked = std::mem::take(&mut item.asked);
         item.asked_before = asked;
-        let is_recent = budget.fresh_for < RECENT
-            && now < item.fresh_until.after(RECENT.saturating_sub(budget.fresh_for));
         item.on_trial = false;
         item.count = count;
         // What nobody has asked for in a long time may be much older than it should be by now.
@@ -217,7 +211,7 @@ impl Cache {
             budget.bytes.saturating_sub(self.held.weight + self.open.weight) >= size
                 || self.held.is_outdone(asked, size, |item| now < item.fresh_until.after(budget.fresh_for))
         });
-        Lookup::Stale(place, Past { asked, is_recent, has_room })
+        Lookup::Stale(place, Past { asked, has_room })
     }
 
     /// Whether of a file that was not asked for before no more than its descriptor is to be kept.

@@ -171,7 +171,6 @@ impl Site {
     pub fn is_unchanged(&self, path: &[u8], file: &File, plain: &File, past: Past, now: Tick) -> bool {
         // Of a directory, other index files may have the preference by now.
         let is_for_a_load = path.ends_with(b"/")
-            || !past.is_recent
             || !file.settled
             || file.on_trial
             || file.is_worth_gathering(past.asked)
@@ -185,8 +184,8 @@ impl Site {
             })
     }
 
-    /// The `stat` of what has that name, if the kernel has it in memory. What was looked at a moment ago it
-    /// has, unless memory is short: then `stat` by name would wait for the disk, without a word beforehand.
+    /// The `stat` of what has that name, if the kernel has it in memory. What was looked at lately it has,
+    /// unless memory is short: then `stat` by name would wait for the disk, without a word beforehand.
     ///
     /// # Errors
     /// `EAGAIN` where a disk would be waited for, and else what `openat2(2)` says.
