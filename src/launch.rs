@@ -67,7 +67,7 @@ pub fn run(mut options: Options) -> Result<(), String> {
     };
     let descriptors = Descriptors::raise(descriptor_max, options.connections_max);
     options.rules.memory_max = cache_size.saturating_mul(2);
-    options.rules.memory_files_max = descriptors.for_memory() as u64;
+    options.rules.memory_files_max = descriptors.for_memory();
     options.rules.open_files_max = (descriptors.for_cache() + descriptors.for_answers()) as u64;
     options.rules.shares_looks = !options.fresh_for.is_zero();
     let site = open_site(&options.root, options.rules.clone()).map_err(|obstacle| obstacle.to_string())?;

@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ops::{Deref, Range};
-use std::os::fd::{AsFd, AsRawFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
-use rustix::mm::{MlockFlags, mlock_with};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, memfd_create};
+use rustix::io::{Errno, pwrite};
+use rustix::mm::{Advice, MapFlags, MlockFlags, ProtFlags, madvise, mlock_with, mmap, munmap};
 
 /// Has a listener keep back clients who have sent nothing yet, for about so many seconds at the most
 /// (`TCP_DEFER_ACCEPT`, tcp(7)): whoever is accepted has a request to read.
@@ -136,55 +138,96 @@ pub fn share_words(file: Option<&File>, words: usize) -> io::Result<&'static [At
     Ok(unsafe { std::slice::from_raw_parts(at.cast(), words) })
 }
 
-/// A sealed file in memory, mapped to be read. Nobody can change or shorten it, so it is as good as memory of
-/// our own.
-#[derive(Debug)]
-pub struct Mapping {
-    at: ptr::NonNull<u8>,
-    len: usize,
+/// An empty file in memory, which has no name.
+///
+/// # Errors
+/// What `memfd_create(2)` says.
+pub fn memory_file() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create(c"ringserve", flags | MemfdFlags::NOEXEC_SEAL) {
+        // The flag is of Linux 6.3; later ones may be set up to insist on it.
+        Err(Errno::INVAL) => Ok(memfd_create(c"ringserve", flags)?),
+        result => Ok(result?),
+    }
 }
 
-// SAFETY: the bytes never change, and the mapping belongs to no thread.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
+/// Bytes at a place of a file in memory, which never change.
+///
+/// When it is dropped their pages go back to the kernel. Those that a socket still has stay as they are until
+/// their client has them: they are taken out of the file, not emptied.
+#[derive(Debug)]
+pub struct Extent {
+    file: Arc<OwnedFd>,
+    at: u64,
+    size: u64,
+}
 
-impl Mapping {
-    /// Maps a file if it is sealed against writing and shrinking, and not empty.
+impl Extent {
+    /// The room that so many bytes take: whole pages.
+    pub fn room_for(bytes: usize) -> u64 {
+        bytes.next_multiple_of(rustix::param::page_size()) as u64
+    }
+
+    /// Writes bytes to a place where nothing was before, at the beginning of a page.
     ///
     /// # Errors
-    /// What `fcntl(2)` or `mmap(2)` says; `InvalidInput` where the file may still change.
-    pub fn of_sealed(file: impl AsFd) -> io::Result<Mapping> {
-        let needed = SealFlags::WRITE | SealFlags::SHRINK;
-        if !fcntl_get_seals(&file)?.contains(needed) {
-            return Err(io::ErrorKind::InvalidInput.into());
+    /// What is said by the calls that find pages and write to them: no memory, or a kernel before Linux 5.14.
+    pub fn write(file: &Arc<OwnedFd>, at: u64, bytes: &[u8]) -> io::Result<Extent> {
+        let extent = Extent { file: file.clone(), at, size: Extent::room_for(bytes.len()) };
+        extent.find_pages()?;
+        let mut written = 0;
+        while written < bytes.len() {
+            written += pwrite(&extent, &bytes[written..], at + written as u64)?;
         }
-        let len = usize::try_from(fstat(&file)?.st_size).unwrap_or(0);
-        let descriptor = file.as_fd().as_raw_fd();
-        // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours.
-        let at =
-            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
-        match ptr::NonNull::new(at.cast()) {
-            Some(at) if at.as_ptr() != libc::MAP_FAILED.cast() => Ok(Mapping { at, len }),
-            _ => Err(io::Error::last_os_error()),
+        Ok(extent)
+    }
+
+    /// Has the kernel find single pages. Of a long one, which it may be set up to prefer (`shmem_enabled`),
+    /// it would overwrite a part that is given back with zeros, though that be on its way to a client.
+    fn find_pages(&self) -> io::Result<()> {
+        let (len, flags) = (self.size as usize, ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours. Nobody looks into
+        // it, and it goes before anybody knows of it.
+        unsafe {
+            let place = mmap(ptr::null_mut(), len, flags, MapFlags::SHARED, self, self.at)?;
+            // Where there are no long pages at all this is not known.
+            let _ = madvise(place, len, Advice::LinuxNoHugepage);
+            let found = madvise(place, len, Advice::LinuxPopulateWrite);
+            munmap(place, len)?;
+            Ok(found?)
         }
+    }
+
+    /// Its place in the file.
+    pub fn start(&self) -> u64 {
+        self.at
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 }
 
-impl Deref for Mapping {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: so much is mapped until this is dropped, and the seals keep it there and unchanged.
-        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+impl AsFd for Extent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
-impl Drop for Mapping {
+impl Drop for Extent {
     fn drop(&mut self) {
-        // SAFETY: it is ours, and whoever borrowed its bytes has given them back.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+        // Nothing is said against it where nothing was before.
+        let _ = punch(&self.file, self.at, self.size);
     }
+}
+
+/// Takes the pages of so many bytes out of a file.
+///
+/// # Errors
+/// What `fallocate(2)` says.
+pub fn punch(file: impl AsFd, at: u64, len: u64) -> io::Result<()> {
+    Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len)?)
 }
 
 /// Bytes of a huge page, as it is on x86-64, and on AArch64 with pages of 4 KiB.
@@ -268,19 +311,6 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::time::{Duration, Instant};
-
-    #[test]
-    fn only_what_cannot_change_is_mapped() {
-        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
-        let mut file = File::from(rustix::fs::memfd_create(c"test", flags).unwrap());
-        file.write_all(b"0123").unwrap();
-        assert_eq!(Mapping::of_sealed(&file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK).unwrap();
-        let mapping = Mapping::of_sealed(&file).unwrap();
-        drop(file);
-        assert_eq!(&*mapping, b"0123");
-        assert!(Mapping::of_sealed(File::open("/dev/null").unwrap()).is_err());
-    }
 
     #[test]
     fn who_sends_is_accepted_at_once_and_who_does_not_a_little_later() {

@@ -1,30 +1,29 @@
-//! Where the bytes of a file are held: small ones in plain memory, middling ones in a file in memory, large
-//! ones in the file system's own file; there also one that must come from the disk and is asked for for the
-//! first time, and those for which there is no room.
+//! Where the bytes of a file are held: small ones in plain memory, middling ones on a [shelf](super::shelf),
+//! large ones in the file system's own file; there also one that must come from the disk and is asked for for
+//! the first time, and those for which there is no room.
 //!
-//! A file in memory (memfd_create(2)) is ours alone and never changes, like plain memory; but a socket can
-//! take its pages as they are, by sendfile(2), where plain memory must be copied. Making one costs more than
-//! one copy, so it is only made of a body that is asked for again. Where very many ask, its pages are put
+//! Where very many ask for a body on a shelf, it gets a file in memory of its own whose pages are put
 //! together, so that they go as few long pieces.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
+use rustix::fs::{SealFlags, fcntl_add_seals, sendfile};
 use twox_hash::XxHash3_128;
 
 use crate::http::reply::Bytes;
 use crate::http::{Blob, Ledger, Source};
-use crate::sys::{Area, HUGE_PAGE, Mapping};
+use crate::sys::{self, Area, HUGE_PAGE};
 
-/// From this size on, bytes in memory are held as a file. Below, a copy costs less than a second call.
-const FILE_MIN: usize = 24 * 1024;
+use super::shelf::Shelves;
+
+/// More bytes than these are put on a shelf. A copy of so many costs no more than a second call.
+const PLAIN_MAX: usize = 8 * 1024;
 /// From this size on, putting the pages of a file in memory together pays.
-const GATHER_MIN: u64 = 64 * 1024;
+const GATHER_MIN: u64 = 16 * 1024;
 /// A longer one is copied for too long.
 const GATHER_MAX: u64 = 4 << 20;
 /// And if so many of its bytes were asked for since it was last looked at.
@@ -64,16 +63,14 @@ impl Body {
         Body { place: Place::Memory(Blob::new(bytes, ledger)), hash, gathered: false }
     }
 
-    /// The same bytes for many answers: in a file in memory, if they are many and fewer than `files_max` are
-    /// held so.
-    pub(super) fn for_many(self, ledger: &Ledger, files_max: u64) -> Body {
-        if self.is_worth_a_file()
-            && ledger.files() < files_max
-            && let Place::Memory(blob) = &self.place
-            && let Ok(file) = memory_file(blob.bytes())
-            && let Ok(body) = Body::of_memory_file(file, self.hash, ledger)
+    /// The same bytes, on a shelf if they are many and there is one.
+    pub(super) fn shelved(self, shelves: &Shelves, ledger: &Ledger) -> Body {
+        if let Place::Memory(blob) = &self.place
+            && blob.bytes().len() > PLAIN_MAX
+            && let Some(extent) = shelves.put(blob.bytes())
         {
-            return body;
+            let source = Source::on_shelf(extent, blob.bytes().len() as u64, ledger);
+            return Body { place: Place::File(Arc::new(source)), ..self };
         }
         self
     }
@@ -82,9 +79,7 @@ impl Body {
     fn of_memory_file(file: fs::File, hash: Option<u128>, ledger: &Ledger) -> io::Result<Body> {
         fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
         let size = file.metadata()?.len();
-        // A kernel that has no place for another mapping still has the file.
-        let mapping = Mapping::of_sealed(&file).ok();
-        let source = Source::in_memory(file.into(), size, mapping, ledger);
+        let source = Source::in_memory(file.into(), size, ledger);
         Ok(Body { place: Place::File(Arc::new(source)), hash, gathered: false })
     }
 
@@ -102,11 +97,6 @@ impl Body {
     /// Whether its pages have been put together, or that was tried in vain.
     pub(super) fn is_gathered(&self) -> bool {
         self.gathered
-    }
-
-    /// Whether there are so many bytes in plain memory that [`Body::for_many`] pays.
-    pub(super) fn is_worth_a_file(&self) -> bool {
-        matches!(&self.place, Place::Memory(blob) if blob.bytes().len() >= FILE_MIN)
     }
 
     /// The bytes, to be sent.
@@ -130,7 +120,10 @@ impl Body {
 
     /// Bytes of memory it takes.
     pub(super) fn weight(&self) -> usize {
-        if self.is_on_disk() { 0 } else { self.bytes().size() as usize }
+        match &self.place {
+            Place::Memory(blob) => blob.bytes().len(),
+            Place::File(source) => source.weight() as usize,
+        }
     }
 }
 
@@ -153,9 +146,16 @@ impl Gathering {
     /// What is said by the calls that make and map a file in memory; the body is as good as before.
     pub fn prepare(&mut self) -> io::Result<&Area> {
         let Bytes::File(source) = self.body.bytes() else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let bytes = source.bytes().ok_or(io::ErrorKind::InvalidInput)?;
-        let file = memory_file(bytes)?;
-        file.set_len(bytes.len().next_multiple_of(HUGE_PAGE) as u64)?;
+        let file = fs::File::from(sys::memory_file()?);
+        let (size, mut at) = (source.size(), source.start());
+        let end = at + size;
+        while at < end {
+            let left = (end - at) as usize;
+            if sendfile(&file, source, Some(&mut at), left)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        file.set_len(size.next_multiple_of(HUGE_PAGE as u64))?;
         let area = Area::of(&file)?;
         Ok(&self.copy.insert((file, area)).1)
     }
@@ -199,19 +199,6 @@ impl Drop for Permit {
     }
 }
 
-/// A file in memory with these bytes.
-fn memory_file(bytes: &[u8]) -> io::Result<fs::File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = match memfd_create(c"ringserve", flags | MemfdFlags::NOEXEC_SEAL) {
-        // The flag is of Linux 6.3; later ones may be set up to insist on it.
-        Err(Errno::INVAL) => memfd_create(c"ringserve", flags),
-        result => result,
-    }?;
-    let mut file = fs::File::from(file);
-    file.write_all(bytes)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,28 +212,36 @@ mod tests {
         }
     }
 
+    fn read(body: &Body) -> Vec<u8> {
+        let source = source(body);
+        let mut bytes = vec![0; source.size() as usize];
+        assert_eq!(rustix::io::pread(source, &mut *bytes, source.start()), Ok(bytes.len()));
+        bytes
+    }
+
     #[test]
-    fn many_bytes_become_a_file_in_memory_that_nobody_can_change() {
+    fn many_bytes_are_put_on_a_shelf_and_take_whole_pages() {
         let ledger = Ledger::default();
-        let bytes: Vec<u8> = (0..FILE_MIN).map(|n| n as u8).collect();
-        let body = Body::in_memory(bytes.clone(), &ledger).for_many(&ledger, 1);
-        assert_eq!((body.is_on_disk(), body.weight(), ledger.files()), (false, FILE_MIN, 1));
-        let file = fs::File::from(source(&body).as_fd().try_clone_to_owned().unwrap());
-        let mut seen = vec![0; FILE_MIN];
-        file.read_exact_at(&mut seen, 0).unwrap();
-        assert_eq!(seen, bytes);
-        assert!(file.write_at(b"x", 0).is_err());
-        assert!(file.set_len(1).is_err());
-        assert_eq!(source(&body).bytes(), Some(&*bytes));
+        let shelves = Shelves::new(1);
+        let bytes: Vec<u8> = (0..=PLAIN_MAX).map(|n| n as u8).collect();
+        let bodies = [(); 2].map(|()| Body::in_memory(bytes.clone(), &ledger).shelved(&shelves, &ledger));
+        for body in &bodies {
+            assert!(!body.is_on_disk() && body.weight() > PLAIN_MAX);
+            assert_eq!(body.weight() % rustix::param::page_size(), 0);
+            assert_eq!(read(body), bytes);
+        }
+        assert_eq!((ledger.files(), ledger.alive()), (0, 2 * bodies[0].weight() as u64));
+        drop(bodies);
+        assert_eq!(ledger.alive(), 0);
     }
 
     #[test]
     fn what_is_put_together_is_the_same_and_cannot_be_changed_either() {
         let ledger = Ledger::default();
-        let permits = Arc::default();
+        let (shelves, permits) = (Shelves::new(1), Arc::default());
         for size in [GATHER_MIN as usize, HUGE_PAGE + 5] {
             let bytes: Vec<u8> = (0..size).map(|n| (n / 100) as u8).collect();
-            let scattered = Body::in_memory(bytes.clone(), &ledger).for_many(&ledger, 9);
+            let scattered = Body::in_memory(bytes.clone(), &ledger).shelved(&shelves, &ledger);
             let often = (GATHER_AT / size as u64 + 1) as u32;
             assert!(scattered.is_worth_gathering(often) && !scattered.is_worth_gathering(often / 2));
             let mut gathering = Gathering::new(scattered.clone(), Permit::take(&permits).unwrap());
@@ -258,40 +253,40 @@ mod tests {
             assert_eq!((body.hash(), body.weight()), (scattered.hash(), size));
             drop(scattered);
             assert_eq!((ledger.files(), ledger.alive()), (1, size as u64));
-            assert_eq!(source(&body).bytes(), Some(&*bytes));
+            assert_eq!(read(&body), bytes);
             let file = fs::File::from(source(&body).as_fd().try_clone_to_owned().unwrap());
             assert!(file.write_at(b"x", 0).is_err() && file.set_len(1).is_err());
         }
-        for size in [FILE_MIN, GATHER_MAX as usize + 1] {
-            let body = Body::in_memory(vec![1; size], &ledger).for_many(&ledger, 9);
+        for size in [PLAIN_MAX + 1, GATHER_MAX as usize + 1] {
+            let body = Body::in_memory(vec![1; size], &ledger).shelved(&shelves, &ledger);
             assert!(!body.is_worth_gathering(u32::MAX));
         }
     }
 
     #[test]
     fn what_cannot_be_put_together_is_what_it_was_and_is_not_tried_again() {
-        let ledger = Ledger::default();
-        let body = Body::in_memory(vec![1; GATHER_MIN as usize], &ledger).for_many(&ledger, 9);
+        let (ledger, shelves) = (Ledger::default(), Shelves::new(1));
+        let body = Body::in_memory(vec![1; GATHER_MIN as usize], &ledger).shelved(&shelves, &ledger);
         let gathering = Gathering::new(body.clone(), Permit::take(&Arc::default()).unwrap());
         let after = gathering.finish(&ledger);
         assert!(Arc::ptr_eq(source(&after), source(&body)) && !after.is_worth_gathering(u32::MAX));
     }
 
     #[test]
-    fn few_bytes_and_those_beyond_the_number_of_files_stay_in_plain_memory() {
+    fn few_bytes_stay_in_plain_memory_and_others_where_there_is_no_shelf() {
         let ledger = Ledger::default();
-        for (size, files_max) in [(FILE_MIN - 1, 9), (FILE_MIN, 0)] {
-            let body = Body::in_memory(vec![7; size], &ledger).for_many(&ledger, files_max);
+        for (size, shelves) in [(PLAIN_MAX, 9), (PLAIN_MAX + 1, 0)] {
+            let body = Body::in_memory(vec![7; size], &ledger).shelved(&Shelves::new(shelves), &ledger);
             assert!(matches!(body.bytes(), Bytes::Memory(_)));
-            assert_eq!((body.weight(), ledger.files()), (size, 0));
+            assert_eq!(body.weight(), size);
         }
     }
 
     #[test]
     fn the_hash_is_of_the_bytes_wherever_they_are() {
         let ledger = Ledger::default();
-        let body = Body::in_memory(vec![1; FILE_MIN], &ledger);
-        assert_eq!(body.hash(), body.clone().for_many(&ledger, 1).hash());
+        let body = Body::in_memory(vec![1; PLAIN_MAX + 1], &ledger);
+        assert_eq!(body.hash(), body.clone().shelved(&Shelves::new(1), &ledger).hash());
         let file = fs::File::open("/dev/null").unwrap();
         let disk = Body::on_disk(file.into(), 5, &ledger);
         assert_eq!((disk.hash(), disk.is_on_disk(), disk.weight()), (None, true, 0));

@@ -498,7 +498,6 @@ impl Load {
             {
                 return State::Gathering { name, identity, gathering: Gathering::new(body, permit) };
             }
-            let body = self.site.hold(body);
             return self.found(name, identity, body, true);
         }
         match usize::try_from(identity.size) {
@@ -536,8 +535,8 @@ impl Load {
             self.kept = Some(body.kept_in(file, self.site.ledger()));
             return self.found(name, identity, body, settled);
         }
-        // It was asked for before, so it will be again.
-        let body = if self.known.is_some() { self.site.hold(body) } else { body };
+        // One that is still being written will be read again before long.
+        let body = if settled { self.site.hold(body) } else { body };
         self.found(name, identity, body, settled)
     }
 
@@ -607,8 +606,8 @@ impl Load {
             name: found.name,
             identity: found.identity,
             on_trial: self.known.is_none()
-                && (found.body.is_worth_a_file()
-                    || found.body.is_on_disk() && self.site.may_hold(found.identity.size)),
+                && found.body.is_on_disk()
+                && self.site.may_hold(found.identity.size),
             body: found.body,
             content_type: None,
             coding: self.want.coding(),

@@ -24,6 +24,7 @@ use super::entry::{Entry, File, Identity};
 use super::load::needs_tag_of_bytes;
 use super::pages::Pages;
 use super::reads::Reads;
+use super::shelf::Shelves;
 
 /// Which symbolic links are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -55,8 +56,8 @@ pub struct Rules {
     pub memory_max: u64,
     /// Whether what one load has seen of a directory may serve another in the same tick of the clock.
     pub shares_looks: bool,
-    /// Bodies that may be in memory as files, each of which takes a descriptor.
-    pub memory_files_max: u64,
+    /// Files in memory, each of which takes a descriptor.
+    pub memory_files_max: usize,
     /// Files that may be kept open though they could be held in memory.
     pub open_files_max: u64,
 }
@@ -85,6 +86,7 @@ pub struct Site {
     ledger: Ledger,
     changes: Arc<Changes>,
     directories: Directories,
+    shelves: Shelves,
     /// Whether somebody has the pages of a body put together.
     gathering: Arc<AtomicBool>,
     /// Whether somebody lists a directory.
@@ -108,6 +110,7 @@ impl Site {
         let root = openat(rustix::fs::CWD, root, flags, Mode::empty())?;
         Ok(Site {
             root,
+            shelves: Shelves::new(rules.memory_files_max.div_ceil(2)),
             rules,
             ledger: Ledger::default(),
             changes: Arc::default(),
@@ -261,7 +264,8 @@ impl Site {
     /// it.
     pub(super) fn may_gather(&self, size: u64) -> Option<Permit> {
         let copy = size.next_multiple_of(HUGE_PAGE as u64);
-        if self.ledger.alive() + copy > self.rules.memory_max {
+        let files = self.ledger.files() as usize + self.shelves.count();
+        if self.ledger.alive() + copy > self.rules.memory_max || files >= self.rules.memory_files_max {
             return None;
         }
         Permit::take(&self.gathering)
@@ -277,9 +281,14 @@ impl Site {
         self.listing.store(true, Ordering::Relaxed);
     }
 
-    /// Holds a body in memory so that many answers can be made of it.
+    /// Holds all bodies in plain memory from now on; see [`Shelves::close`].
+    pub fn hold_plainly(&self) {
+        self.shelves.close();
+    }
+
+    /// Holds a body where it is sent from at the least cost.
     pub(super) fn hold(&self, body: Body) -> Body {
-        body.for_many(&self.ledger, self.rules.memory_files_max)
+        body.shelved(&self.shelves, &self.ledger)
     }
 
     /// The names to open, relative to the root, for a canonical path: itself, or a directory's index files.

@@ -63,6 +63,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
     seat.worker.divide_cache(seat.connections_max);
     // And would find out about directories for itself alone.
     seat.worker.site().list_nothing();
+    seat.worker.site().hold_plainly();
     if !seat.ready() {
         return Ok(());
     }

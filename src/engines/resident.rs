@@ -135,11 +135,20 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Bytes of a span for each sample of it.
 const SAMPLE_EVERY: u64 = 64 * 1024;
 
+/// The same for one that is in memory for sure, to which a call that copies nothing comes sooner.
+const SHORT_IN_MEMORY_MAX: u64 = 4 * 1024;
+
 /// Has short spans that are in the page cache leave in one piece with their heads. `begun` is told how long
 /// it took where the disk was made to begin with one.
 pub fn take_in_short_spans(outbox: &mut Outbox, may_begin: bool, mut begun: impl FnMut(Duration)) {
-    outbox.take_in(SHORT_MAX, |file, text, at, len| {
+    let len_max = |file: &Source| if file.is_in_memory() { SHORT_IN_MEMORY_MAX } else { SHORT_MAX };
+    outbox.take_in(len_max, |file, text, at, len| {
         text.reserve(len);
+        if file.is_in_memory() {
+            // What was not read stays where it is.
+            let _ = append(file.as_fd(), text, at, len, 0);
+            return;
+        }
         let before = Instant::now();
         let is_end = at + len as u64 == file.size();
         if read_resident(file.as_fd(), text, at, len, is_end, may_begin).is_none() && may_begin {
@@ -174,11 +183,16 @@ pub fn read_resident(
 
 /// Appends at most `len` bytes of a file to a buffer that has the capacity, as many as are in the page cache.
 fn read_without_waiting(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize) -> io::Result<usize> {
+    append(file, buffer, at, len, libc::RWF_NOWAIT)
+}
+
+/// Appends at most `len` bytes of a file to a buffer that has the capacity, with flags of `preadv2(2)`.
+fn append(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize, flags: i32) -> io::Result<usize> {
     let room = &mut buffer.spare_capacity_mut()[..len];
     let slice = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
     let at = libc::off_t::try_from(at).map_err(io::Error::other)?;
     // SAFETY: the one slice is within the buffer's spare capacity, which lives across the call.
-    let n = counted(|| unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, libc::RWF_NOWAIT) });
+    let n = counted(|| unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, at, flags) });
     let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has written so many bytes behind those there were.
     unsafe { buffer.set_len(buffer.len() + n) };

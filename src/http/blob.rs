@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::Mapping;
+use crate::sys::Extent;
 
 /// Counts what the bodies made with it take; clones count together.
 #[derive(Clone, Debug, Default)]
@@ -66,37 +66,58 @@ impl Drop for Held {
     }
 }
 
-/// An open file that is sent from. Nothing here reads it.
+/// A file, or a part of one, that is sent from. Nothing here reads it.
 #[derive(Debug)]
 pub struct Source {
-    descriptor: OwnedFd,
+    place: Place,
     size: u64,
-    /// Whether the file is in memory and nobody else has it.
-    in_memory: bool,
     ledger: Ledger,
-    mapping: Option<Mapping>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Behind a file system.
+    Disk(OwnedFd),
+    /// In memory, and all of the file.
+    File(OwnedFd),
+    /// In memory, beside others.
+    Shelf(Extent),
 }
 
 impl Source {
     /// A file of the file system, `size` bytes of it. It may change, and its disk may be slow. It is entered
     /// into the ledger until it is dropped.
     pub fn on_disk(descriptor: OwnedFd, size: u64, ledger: &Ledger) -> Source {
-        ledger.0.open.fetch_add(1, Ordering::Relaxed);
-        Source { descriptor, size, in_memory: false, ledger: ledger.clone(), mapping: None }
+        Source::new(Place::Disk(descriptor), size, ledger)
     }
 
-    /// A file in memory that never changes, entered into the ledger until it is dropped. Where it is mapped
-    /// too, small spans of it can be copied.
-    pub fn in_memory(descriptor: OwnedFd, size: u64, mapping: Option<Mapping>, ledger: &Ledger) -> Source {
-        debug_assert!(mapping.as_ref().is_none_or(|mapping| mapping.len() as u64 == size));
-        ledger.0.bytes.fetch_add(size, Ordering::Relaxed);
-        ledger.0.files.fetch_add(1, Ordering::Relaxed);
-        Source { descriptor, size, in_memory: true, ledger: ledger.clone(), mapping }
+    /// A file in memory that never changes, entered into the ledger until it is dropped.
+    pub fn in_memory(descriptor: OwnedFd, size: u64, ledger: &Ledger) -> Source {
+        Source::new(Place::File(descriptor), size, ledger)
     }
 
-    /// Its bytes, where they can be had as they are.
-    pub fn bytes(&self) -> Option<&[u8]> {
-        self.mapping.as_deref()
+    /// A part of a file in memory, `size` bytes of it, entered into the ledger until it is dropped.
+    pub fn on_shelf(extent: Extent, size: u64, ledger: &Ledger) -> Source {
+        Source::new(Place::Shelf(extent), size, ledger)
+    }
+
+    fn new(place: Place, size: u64, ledger: &Ledger) -> Source {
+        let source = Source { place, size, ledger: ledger.clone() };
+        match &source.place {
+            Place::Disk(_) => ledger.0.open.fetch_add(1, Ordering::Relaxed),
+            Place::File(_) => ledger.0.files.fetch_add(1, Ordering::Relaxed),
+            Place::Shelf(_) => 0,
+        };
+        ledger.0.bytes.fetch_add(source.weight(), Ordering::Relaxed);
+        source
+    }
+
+    /// Where in the file its bytes begin.
+    pub fn start(&self) -> u64 {
+        match &self.place {
+            Place::Shelf(extent) => extent.start(),
+            Place::Disk(_) | Place::File(_) => 0,
+        }
     }
 
     /// Bytes in it.
@@ -104,27 +125,39 @@ impl Source {
         self.size
     }
 
+    /// Bytes of memory it takes.
+    pub fn weight(&self) -> u64 {
+        match &self.place {
+            Place::Disk(_) => 0,
+            Place::File(_) => self.size,
+            Place::Shelf(extent) => extent.size(),
+        }
+    }
+
     /// Whether it is in memory, so that no disk is ever waited for.
     pub fn is_in_memory(&self) -> bool {
-        self.in_memory
+        !matches!(self.place, Place::Disk(_))
     }
 }
 
 impl AsFd for Source {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        match &self.place {
+            Place::Disk(descriptor) | Place::File(descriptor) => descriptor.as_fd(),
+            Place::Shelf(extent) => extent.as_fd(),
+        }
     }
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
         let Counts { bytes, files, open } = &*self.ledger.0;
-        if self.in_memory {
-            bytes.fetch_sub(self.size, Ordering::Relaxed);
-            files.fetch_sub(1, Ordering::Relaxed);
-        } else {
-            open.fetch_sub(1, Ordering::Relaxed);
-        }
+        bytes.fetch_sub(self.weight(), Ordering::Relaxed);
+        match &self.place {
+            Place::Disk(_) => open.fetch_sub(1, Ordering::Relaxed),
+            Place::File(_) => files.fetch_sub(1, Ordering::Relaxed),
+            Place::Shelf(_) => 0,
+        };
     }
 }
 
@@ -148,7 +181,7 @@ mod tests {
         let pipe = || OwnedFd::from(std::io::pipe().unwrap().0);
         let ledger = Ledger::default();
         let disk = Source::on_disk(pipe(), 100, &ledger);
-        let memory = Source::in_memory(pipe(), 50, None, &ledger);
+        let memory = Source::in_memory(pipe(), 50, &ledger);
         assert_eq!((disk.is_in_memory(), memory.is_in_memory()), (false, true));
         assert_eq!((ledger.alive(), ledger.files(), ledger.open()), (50, 1, 1));
         drop((disk, memory));

@@ -102,11 +102,14 @@ impl Outbox {
         self.0.get_or_insert_default()
     }
 
-    /// Has short spans of files on a disk read into the text, so that they leave in one piece with the heads
-    /// around them. `read` appends so many bytes of the file from an offset on, or fewer where it would have
-    /// to wait, and then that span stays as it was. So do those of files in memory: what is short enough of
-    /// them to be copied was copied when the answer was made.
-    pub fn take_in(&mut self, len_max: u64, mut read: impl FnMut(&Source, &mut Vec<u8>, u64, usize)) {
+    /// Has short spans of files read into the text, so that they leave in one piece with the heads around
+    /// them: those up to a length that `len_max` says for their file. `read` appends so many bytes of it from
+    /// an offset on, or fewer where it would have to wait, and then that span stays as it was.
+    pub fn take_in(
+        &mut self,
+        len_max: impl Fn(&Source) -> u64,
+        mut read: impl FnMut(&Source, &mut Vec<u8>, u64, usize),
+    ) {
         let Some(queue) = &mut self.0 else { return };
         let Queue { text, parts } = &mut **queue;
         let mut taken = false;
@@ -115,11 +118,9 @@ impl Outbox {
             let Some(part) = parts.pop_front() else { return };
             let start = text.len();
             let has_moved = match &part {
-                Part::File(file, span)
-                    if !file.is_in_memory() && span.end - span.start <= len_max && start < TAKEN_MAX =>
-                {
+                Part::File(file, span) if span.end - span.start <= len_max(file) && start < TAKEN_MAX => {
                     let len = (span.end - span.start) as usize;
-                    read(file, text, span.start, len);
+                    read(file, text, file.start() + span.start, len);
                     taken = text.len() == start + len;
                     if !taken {
                         text.truncate(start);
@@ -155,7 +156,11 @@ impl Outbox {
                 Part::Text(range) => &queue.text[range.clone()],
                 Part::Shared(blob, range) => &blob.bytes()[range.clone()],
                 Part::File(file, range) if count == 0 => {
-                    return Chunk::File { file, at: range.start, len: range.end - range.start };
+                    return Chunk::File {
+                        file,
+                        at: file.start() + range.start,
+                        len: range.end - range.start,
+                    };
                 }
                 Part::File(..) => break,
             };
@@ -294,7 +299,7 @@ mod tests {
         };
         for (len, had, is_taken) in [(3, 3, true), (3, 2, false), (3, 0, false), (4, 4, false)] {
             let mut out = outbox(len);
-            out.take_in(3, read(had));
+            out.take_in(|_| 3, read(had));
             let mut slices = [IoSlice::new(&[]); 2];
             let front = out.front(&mut slices);
             assert!(matches!(front, Chunk::Memory { slices: 1, more } if more != is_taken), "{len} {had}");
@@ -318,10 +323,13 @@ mod tests {
             }
             out.end().text(b"end");
             out.sent(1);
-            out.take_in(2, |_, text, at, len| {
-                let has = had >> (at / 10) & 1 == 1;
-                text.extend(std::iter::repeat_n(b'0' + (at / 10) as u8, if has { len } else { 1 }));
-            });
+            out.take_in(
+                |_| 2,
+                |_, text, at, len| {
+                    let has = had >> (at / 10) & 1 == 1;
+                    text.extend(std::iter::repeat_n(b'0' + (at / 10) as u8, if has { len } else { 1 }));
+                },
+            );
             let mut seen = Vec::new();
             loop {
                 let mut slices = [IoSlice::new(&[]); 9];

@@ -197,10 +197,7 @@ impl Bytes<'_> {
         match self {
             Bytes::Memory(blob) if place.len() <= copy_max => out.text(&blob.bytes()[place]),
             Bytes::Memory(blob) => out.shared(blob, place),
-            Bytes::File(file) => match file.bytes() {
-                Some(bytes) if place.len() <= copy_max => out.text(&bytes[place]),
-                _ => out.file(file, span),
-            },
+            Bytes::File(file) => out.file(file, span),
         }
     }
 }

@@ -45,8 +45,6 @@ const BEGIN_MAX: Duration = Duration::from_millis(10);
 const BEGINNINGS: usize = 4;
 /// Bytes of a buffer into which a span is read: what of it is copied stays in the processor's own caches.
 const FILE_BUFFER: usize = 64 * 1024;
-/// A longer span of a file in memory is sent without being copied, though that takes an operation first.
-const INSTALL_MIN: u64 = 16 * 1024;
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// What is no longer an empty socket takes at once, as a rule: so much it may hold by net.ipv4.tcp_wmem.
@@ -73,7 +71,7 @@ impl Loop<'_> {
             }
             // What is in memory goes straight from there to the socket, without being copied.
             Chunk::File { file, len, .. }
-                if len > if file.is_in_memory() { INSTALL_MIN } else { resident::SHORT_MAX }
+                if (file.is_in_memory() || len > resident::SHORT_MAX)
                     && self.can_install
                     && slot.installed.is_none()
                     && !is_called
@@ -161,6 +159,9 @@ impl Loop<'_> {
         if result < 0 {
             // Not known to this kernel, or no descriptor left: the file is read through the ring instead.
             self.can_install &= matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
+            if !self.can_install {
+                self.seat.worker.site().hold_plainly();
+            }
             slot(&mut self.slots, key).task = Task::FileWaiting;
             return self.send(key);
         }
