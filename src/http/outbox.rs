@@ -66,7 +66,8 @@ pub enum Chunk<'a> {
 
 impl Queue {
     /// Appends text, copied.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "by itself the compiler does so or not as code elsewhere grows")]
+    #[inline(always)]
     pub fn text(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
