@@ -121,6 +121,9 @@ impl Resident {
 /// A span up to this is copied behind its head: that costs less than an operation or a call of its own.
 pub const SHORT_MAX: u64 = 32 * 1024;
 
+/// The same for one of a file in memory, for which a call that copies nothing pays sooner.
+const SHORT_IN_MEMORY_MAX: u64 = 4 * 1024;
+
 /// Before a longer span is read it is asked for. A read that may not wait still has the kernel read ahead,
 /// and finding the pages for that takes longer the more there are.
 const ASK_MIN: usize = 64 * 1024;
@@ -134,9 +137,6 @@ static MISSED: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes of a span for each sample of it.
 const SAMPLE_EVERY: u64 = 64 * 1024;
-
-/// The same for one that is in memory for sure, to which a call that copies nothing comes sooner.
-const SHORT_IN_MEMORY_MAX: u64 = 4 * 1024;
 
 /// Has short spans that are in the page cache leave in one piece with their heads. `begun` is told how long
 /// it took where the disk was made to begin with one.
