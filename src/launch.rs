@@ -35,6 +35,9 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Files that a thread may be loading at once, however many descriptors there are.
 const LOADS_MAX: usize = 32;
+/// Memory of so many bytes and more is not kept when it is free: what many large files were read into at once
+/// would be as much as a small container has.
+const GIVEN_BACK_MIN: usize = 128 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
 /// How long a client who sends nothing is not accepted, about.
@@ -158,6 +161,9 @@ impl Launcher {
         // As many as workers, and one more for all who help them, unless somebody has said otherwise.
         if env::var_os("MALLOC_ARENA_MAX").is_none() {
             sys::limit_heaps(count + 1);
+        }
+        if env::var_os("MALLOC_MMAP_THRESHOLD_").is_none() {
+            sys::give_back_from(GIVEN_BACK_MIN);
         }
         let address =
             listeners[0].local_addr().map_err(|error| format!("cannot find the port out: {error}"))?;

@@ -63,12 +63,25 @@ pub fn lock_once_there(pages: &Range<usize>) -> io::Result<()> {
 /// library gives each of a good many threads one of its own, and what is free in one is of no use to others.
 pub fn limit_heaps(count: usize) {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it only sets a number that the next thread's first allocation looks at.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, count.try_into().unwrap_or(libc::c_int::MAX));
-    }
+    set_heap_number(libc::M_ARENA_MAX, count);
     #[cfg(not(target_env = "gnu"))]
     let _ = count;
+}
+
+/// Has pieces of memory of so many bytes and more go back to the kernel as soon as they are free
+/// (`M_MMAP_THRESHOLD`, mallopt(3)). By itself the C library takes the largest that was freed as a sign that
+/// such are needed often, and keeps them.
+pub fn give_back_from(size: usize) {
+    #[cfg(target_env = "gnu")]
+    set_heap_number(libc::M_MMAP_THRESHOLD, size);
+    #[cfg(not(target_env = "gnu"))]
+    let _ = size;
+}
+
+#[cfg(target_env = "gnu")]
+fn set_heap_number(which: libc::c_int, number: usize) {
+    // SAFETY: it only sets a number that later allocations look at.
+    unsafe { libc::mallopt(which, number.try_into().unwrap_or(libc::c_int::MAX)) };
 }
 
 /// Keeps signals from the calling thread, and from the threads and processes that it starts: those that come

@@ -221,6 +221,41 @@ fn who_ends_his_side_and_takes_a_cold_file_in_bursts_is_not_forgotten() {
     });
 }
 
+/// A container that has 64 MiB of memory was killed when 32 files of 1 MB were read into it at once.
+#[test]
+fn what_many_files_are_read_into_at_once_goes_back_to_the_kernel() {
+    const FILES: usize = 40;
+    on_every_engine(|engine| {
+        let site = Site::new();
+        let names: Vec<_> = (0..FILES).map(|number| format!("{number}.bin")).collect();
+        for name in &names {
+            site.write(name, vec![1; 1_000_000]);
+        }
+        // So that it may no longer change without its times telling.
+        std::thread::sleep(Duration::from_millis(3100));
+        let server = Server::start(engine, &site, &[]);
+        let clients = if serves_several(engine) { FILES } else { 1 };
+        for _ in 0..2 {
+            for name in &names {
+                chill(&site, name);
+            }
+            for names in names.chunks(clients) {
+                let mut clients: Vec<_> = names.iter().map(|_| server.connect()).collect();
+                for (client, name) in clients.iter_mut().zip(names) {
+                    // What names a range needs the tag of the bytes.
+                    client.request("GET", &format!("/{name}"), &["Range: bytes=0-9"]);
+                }
+                for mut client in clients {
+                    assert_eq!(client.response().status, 206);
+                }
+            }
+        }
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid().as_raw_pid())).unwrap();
+        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap().trim();
+        assert!(own.strip_suffix(" kB").unwrap().parse::<usize>().unwrap() < 8000, "{own}");
+    });
+}
+
 /// `ulimit -f`: a file in memory counts as a file, and one that is too large for the limit must not end the
 /// server.
 #[test]

@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::clock::Tick;
 use crate::http::negotiate::{Coding, Codings};
 use crate::http::parse::Single;
-use crate::http::{Method, Request, Status};
+use crate::http::{Method, Request, Reserved, Status};
 
 use super::body::{Body, Gathering};
 use super::cache::Past;
@@ -93,6 +93,8 @@ pub struct Load {
     keeps_file: bool,
     /// The file that was read, to be kept.
     kept: Option<Body>,
+    /// The memory that is being read into.
+    reserved: Option<Reserved>,
     /// Of [`Changes`](super::cache::Changes), when the load began.
     count: u32,
     /// When it began, in seconds since 1970, by the clock that answers are dated by: no date that is said is
@@ -237,6 +239,7 @@ impl Load {
             has_room: false,
             keeps_file: false,
             kept: None,
+            reserved: None,
             count,
             began,
             tries: 0,
@@ -405,6 +408,7 @@ impl Load {
             State::Reading { name, file, identity, buffer }
                 if buffer.is_empty() && may_be_left(&file, &identity) =>
             {
+                self.reserved = None;
                 let body = Body::on_disk(file, identity.size, self.site.ledger());
                 self.state = self.found(name, identity, body, true);
                 true
@@ -505,6 +509,8 @@ impl Load {
                 if size == 0 {
                     return self.read_all(name, file, identity, Vec::new());
                 }
+                // Many may be read at once, and all of them take memory before any is held.
+                self.reserved = Some(self.site.ledger().reserve(identity.size));
                 State::Reading { name, file, identity, buffer: Vec::with_capacity(size) }
             }
             _ => {
@@ -517,6 +523,7 @@ impl Load {
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
     /// again.
     fn read_all(&mut self, name: CString, file: OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
+        self.reserved = None;
         let is_whole = fstat(&file).is_ok_and(|stat| Identity::of(&stat) == identity)
             && buffer.len() as u64 == identity.size;
         if !is_whole && self.try_again() {

@@ -318,4 +318,32 @@ mod tests {
         assert!(statat(&site.root, c"0", AtFlags::SYMLINK_NOFOLLOW).is_ok());
         assert_eq!(site.look(c"0").unwrap_err().raw_os_error(), Some(libc::EAGAIN));
     }
+
+    /// Many may be read at once, before any of them is held.
+    #[test]
+    fn what_is_being_read_takes_memory_too() {
+        use crate::content::{Load, Step};
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), [1; 1000]).unwrap();
+        let rules = Rules { memory_max: 2500, ..Rules::default() };
+        let site = Arc::new(Site::open(folder.path(), rules).unwrap());
+        let begin = || {
+            let mut load = Load::plain(&site, b"/a", None, 0);
+            load.opened(Ok(std::fs::File::open(folder.path().join("a")).unwrap().into()));
+            load
+        };
+        let is_read = |load: &mut Load| matches!(load.next(), Step::Read { .. });
+        let mut loads = [(); 2].map(|()| begin());
+        assert!(loads.iter_mut().all(is_read));
+        assert!(!is_read(&mut begin()), "it stays in its file");
+        let [mut first, second] = loads;
+        drop(second);
+        assert_eq!(site.ledger().alive(), 1000);
+        let Step::Read { buffer, .. } = first.next() else { unreachable!("it is being read") };
+        buffer.resize(1000, 1);
+        first.read(Ok(1000));
+        assert_eq!(site.ledger().alive(), 1000, "once, though it be read and held");
+        drop(first);
+        assert_eq!(site.ledger().alive(), 0);
+    }
 }

@@ -21,9 +21,15 @@ struct Counts {
 }
 
 impl Ledger {
-    /// Bytes of memory of all bodies alive.
+    /// Bytes of memory of all bodies alive, and of those that are being read.
     pub fn alive(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Enters bytes of memory that are about to be taken, until this is dropped.
+    pub fn reserve(&self, bytes: u64) -> Reserved {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Reserved { bytes, ledger: self.clone() }
     }
 
     /// Files in memory among them; each has a descriptor.
@@ -34,6 +40,19 @@ impl Ledger {
     /// Files of the file system that are kept open to be sent from.
     pub fn open(&self) -> u64 {
         self.0.open.load(Ordering::Relaxed)
+    }
+}
+
+/// Memory of a body that is being read.
+#[derive(Debug)]
+pub struct Reserved {
+    bytes: u64,
+    ledger: Ledger,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.ledger.0.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -173,6 +192,17 @@ mod tests {
         drop(blob);
         assert_eq!(ledger.alive(), 100);
         drop(clone);
+        assert_eq!(ledger.alive(), 0);
+    }
+
+    #[test]
+    fn what_is_being_read_counts_as_well() {
+        let ledger = Ledger::default();
+        let [first, second] = [10, 20].map(|bytes| ledger.reserve(bytes));
+        assert_eq!(ledger.alive(), 30);
+        drop(first);
+        assert_eq!(ledger.alive(), 20);
+        drop(second);
         assert_eq!(ledger.alive(), 0);
     }
 
