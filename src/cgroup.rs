@@ -5,9 +5,24 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+/// Bytes of memory of a server that knows no file yet: its program, stacks, buffers, and what the kernel holds
+/// for it.
+const OF_PROGRAM: u64 = 8 << 20;
+
 /// The smallest memory limit of the group and of those above it, in bytes; `None` where there is none.
 pub fn memory_limit() -> Option<u64> {
     Groups::of_this_process()?.memory_limit()
+}
+
+/// Bytes of memory for either of two things of which there can be more or less: the bytes of files, and files
+/// that are kept open. A quarter of the limit, and what is left beside the program where that is little;
+/// `None` where there is no limit.
+pub fn memory_share() -> Option<u64> {
+    memory_limit().map(share_of)
+}
+
+fn share_of(limit: u64) -> u64 {
+    (limit / 4).min(limit.saturating_sub(OF_PROGRAM) / 3)
 }
 
 /// CPUs that the group, and those above it, may use at the same time, such as 0.5; `None` where there is no
@@ -197,5 +212,12 @@ mod tests {
     #[test]
     fn there_is_always_a_cpu() {
         assert!(cpus() >= 1);
+    }
+
+    #[test]
+    fn where_there_is_little_memory_the_program_comes_first() {
+        for (limit, share) in [(1024, 256), (32, 8), (23, 5), (11, 1), (8, 0), (1, 0)] {
+            assert_eq!(share_of(limit << 20), share << 20, "{limit}");
+        }
     }
 }

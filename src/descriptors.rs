@@ -49,8 +49,7 @@ impl Descriptors {
         // Nobody needs more, and a ring cannot have more.
         let limit = limit.unwrap_or(LIMIT_MAX).min(LIMIT_MAX) as usize;
         make_room(limit.min(TABLE_SIZE));
-        // A quarter of what the control group allows.
-        let kept = cgroup::memory_limit().map_or(usize::MAX, |memory| (memory / 4 / KEPT_SIZE) as usize);
+        let kept = cgroup::memory_share().map_or(usize::MAX, |share| (share / KEPT_SIZE) as usize);
         Descriptors { limit, clients: clients.unwrap_or(0), kept }
     }
 

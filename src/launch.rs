@@ -35,9 +35,9 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Files that a thread may be loading at once, however many descriptors there are.
 const LOADS_MAX: usize = 32;
-/// Memory of so many bytes and more is not kept when it is free: what many large files were read into at once
-/// would be as much as a small container has.
-const GIVEN_BACK_MIN: usize = 128 << 10;
+/// Memory of so many bytes and more is not kept when it is free. It is what files are read into: where it lies
+/// between what is known of them it leaves holes, of which there are more and more.
+const GIVEN_BACK_MIN: usize = 9 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
 /// How long a client who sends nothing is not accepted, about.
@@ -615,7 +615,7 @@ pub(crate) fn shown_hosts(bound: IpAddr) -> Vec<IpAddr> {
 
 /// Memory for files in bytes, where the user has not said.
 pub(crate) fn default_cache_size() -> u64 {
-    cgroup::memory_limit().map_or(CACHE_SIZE, |limit| CACHE_SIZE.min(limit / 4))
+    cgroup::memory_share().map_or(CACHE_SIZE, |share| CACHE_SIZE.min(share))
 }
 
 #[cfg(test)]
