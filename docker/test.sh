@@ -173,23 +173,33 @@ it_serves_in_a_narrow_container() {
     done
     chmod -R go+rX "$work/site"
     start --read-only --cap-drop ALL --security-opt no-new-privileges --security-opt seccomp=docker/seccomp.json \
-        --user 12345 --memory 64m --cpus 0.5 --ulimit nofile=256 --ulimit memlock=65536 -v "$work/site:/public:ro"
+        --user 12345 --memory 32m --cpus 0.5 --ulimit nofile=256 --ulimit memlock=65536 -v "$work/site:/public:ro"
     has_logged ', 1 worker$'
     docker logs "$id" 2>&1 | sed -n 's/^ringserve serves/note: in it ringserve serves/p' | cut -c 1-150
     # There may be no memory left to lock for a second ring.
     docker exec "$id" /ringserve doctor --port 0 >"$work/doctor" || [ $? = 3 ]
     grep 'cpu: a quota of 0.5 CPUs.*workers: 1$' "$work/doctor"
-    grep 'memory: a limit of 64 MiB; for files in memory: 16 MiB' "$work/doctor"
+    grep 'memory: a limit of 32 MiB; for files in memory: 8 MiB' "$work/doctor"
     # More than fits into all of its memory, and twice.
     for _ in 1 2; do
         for number in {1..96}; do serves "$work/site/$number.dat" "$number.dat"; done
         serves "$work/site/96.bin" 96.bin
     done
-    # More clients than descriptors. Each has asked once, so that it is no mere connection.
-    local client clients=()
-    for _ in {1..400}; do
+    # What a client does not take does not pile up in the kernel.
+    local client queued
+    exec {client}<>"/dev/tcp/$address/8080"
+    printf 'GET /96.bin HTTP/1.1\r\nHost: test\r\n\r\n' >&"$client"
+    sleep 1
+    queued="$(tail -q -n +2 "/proc/$(state Pid)/net/tcp" "/proc/$(state Pid)/net/tcp6" |
+        while read -r _ _ _ _ queues _; do echo "$((16#${queues%%:*}))"; done | sort -n | tail -1)"
+    [ "$queued" -gt 0 ] && [ "$queued" -lt 500000 ]
+    exec {client}>&-
+    # More clients than descriptors. Each has asked once, so that it is no mere connection, and for another file,
+    # so that many are read into memory at once.
+    local clients=()
+    for number in {1..400}; do
         exec {client}<>"/dev/tcp/$address/8080"
-        printf 'GET /1.dat HTTP/1.1\r\nHost: test\r\nRange: bytes=0-9\r\n\r\n' >&"$client"
+        printf 'GET /%d.dat HTTP/1.1\r\nHost: test\r\nRange: bytes=0-9\r\n\r\n' $((number % 96 + 1)) >&"$client"
         clients+=("$client")
     done
     wait_until has_logged 'accepting pauses, for there is no room'

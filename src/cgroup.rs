@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-/// Bytes of memory of a server that knows no file yet: its program, stacks, buffers, and what the kernel holds
-/// for it.
+/// Bytes of memory of a server that knows no file yet: its program, stacks, buffers, and what the kernel
+/// holds for it.
 const OF_PROGRAM: u64 = 8 << 20;
 
 /// The smallest memory limit of the group and of those above it, in bytes; `None` where there is none.

@@ -86,7 +86,7 @@ struct Args {
     max_connections: Option<u32>,
 
     /// Memory for files, over all workers; of what there is no room for, descriptors are kept [default:
-    /// 256MiB, or a quarter of the control group's limit]
+    /// 256MiB, or a quarter of the control group's limit, less below 32 MiB]
     #[arg(long, value_name = "SIZE", env = "SERVER_CACHE_SIZE", value_parser = size)]
     cache_size: Option<u64>,
 

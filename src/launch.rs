@@ -35,11 +35,15 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Files that a thread may be loading at once, however many descriptors there are.
 const LOADS_MAX: usize = 32;
-/// Memory of so many bytes and more is not kept when it is free. It is what files are read into: where it lies
-/// between what is known of them it leaves holes, of which there are more and more.
+/// Memory of so many bytes and more is not kept when it is free. It is what files are read into: between what
+/// is known of them it would leave holes, of which there are more and more.
 const GIVEN_BACK_MIN: usize = 9 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
+/// With less memory than this the kernel is not to take more of an answer than it can send before long.
+const LITTLE_MEMORY: u64 = 256 << 20;
+/// And that is so many bytes.
+const UNSENT_MAX: i32 = 128 << 10;
 /// How long a client who sends nothing is not accepted, about.
 const DEFER_SECONDS: i32 = 1;
 /// How long the threads may take to end that have been told to cut what is left.
@@ -585,6 +589,10 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     // A client who has connected and asked for something is accepted and answered in one go. It saves a
     // third of the work for a short connection; where it cannot be had, all works without.
     let _ = sys::defer_accept(&socket, DEFER_SECONDS);
+    // What the kernel has taken no cache is charged for, and no other client can do without.
+    if cgroup::memory_limit().is_some_and(|limit| limit < LITTLE_MEMORY) {
+        let _ = sys::bound_unsent(&socket, UNSENT_MAX);
+    }
     if address.ip().to_canonical().is_loopback() {
         unpace(&socket);
     }

@@ -20,17 +20,24 @@ use rustix::mm::{Advice, MapFlags, MlockFlags, ProtFlags, madvise, mlock_with, m
 /// # Errors
 /// What `setsockopt(2)` says; a kernel need not know the option.
 pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
-    let size = size_of_val(&seconds) as libc::socklen_t;
+    set_of_tcp(listener, libc::TCP_DEFER_ACCEPT, seconds)
+}
+
+/// Has the kernel take no more of an answer while about so many bytes of it wait to be sent
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)), on all connections of a listener. By itself it takes some megabytes for a
+/// client who is slow.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn bound_unsent(listener: &impl AsFd, bytes: i32) -> io::Result<()> {
+    set_of_tcp(listener, libc::TCP_NOTSENT_LOWAT, bytes)
+}
+
+fn set_of_tcp(socket: &impl AsFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let (socket, size) = (socket.as_fd().as_raw_fd(), size_of_val(&value) as libc::socklen_t);
     // SAFETY: the value lives across the call and is as long as is said.
-    let result = unsafe {
-        libc::setsockopt(
-            listener.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const seconds).cast(),
-            size,
-        )
-    };
+    let result =
+        unsafe { libc::setsockopt(socket, libc::IPPROTO_TCP, option, (&raw const value).cast(), size) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -337,5 +344,22 @@ mod tests {
         let begin = Instant::now();
         assert_eq!(listener.accept().unwrap().1, silent.local_addr().unwrap());
         assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn no_more_is_taken_of_an_answer_than_is_sent_before_long() {
+        let taken = |bound: Option<i32>| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            if let Some(bytes) = bound {
+                bound_unsent(&listener, bytes).unwrap();
+            }
+            let _slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut socket = listener.accept().unwrap().0;
+            socket.set_nonblocking(true).unwrap();
+            let piece = vec![0; 64 * 1024];
+            std::iter::from_fn(|| socket.write(&piece).ok()).sum::<usize>()
+        };
+        let bound = 128 * 1024;
+        assert!(taken(Some(bound)) + bound as usize <= taken(None));
     }
 }

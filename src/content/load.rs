@@ -408,7 +408,6 @@ impl Load {
             State::Reading { name, file, identity, buffer }
                 if buffer.is_empty() && may_be_left(&file, &identity) =>
             {
-                self.reserved = None;
                 let body = Body::on_disk(file, identity.size, self.site.ledger());
                 self.state = self.found(name, identity, body, true);
                 true
@@ -523,10 +522,10 @@ impl Load {
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
     /// again.
     fn read_all(&mut self, name: CString, file: OwnedFd, identity: Identity, buffer: Vec<u8>) -> State {
-        self.reserved = None;
         let is_whole = fstat(&file).is_ok_and(|stat| Identity::of(&stat) == identity)
             && buffer.len() as u64 == identity.size;
         if !is_whole && self.try_again() {
+            self.reserved = None;
             return State::Opening { number: 0, name, target: None };
         }
         // A file that changes all the time is served as it was read, and looked at again before the next
@@ -548,6 +547,7 @@ impl Load {
     }
 
     fn found(&mut self, name: CString, identity: Identity, body: Body, settled: bool) -> State {
+        self.reserved = None;
         let (stamp, siblings) = (Stamp::default(), Codings::default());
         let found = Found { name, identity, body, settled, stamp, possible: siblings, siblings };
         if let Want::Sibling(..) = self.want {
