@@ -40,10 +40,10 @@ const LOADS_MAX: usize = 32;
 const GIVEN_BACK_MIN: usize = 9 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
-/// With less memory than this the kernel is not to take more of an answer than it can send before long.
-const LITTLE_MEMORY: u64 = 256 << 20;
-/// And that is so many bytes.
-const UNSENT_MAX: i32 = 128 << 10;
+/// The kernel is not to take more of an answer ahead than one part in so many of the memory there is.
+const UNSENT_SHARE: u64 = 256;
+/// It takes no more than that anyway.
+const UNSENT_MAX: u64 = 4 << 20;
 /// How long a client who sends nothing is not accepted, about.
 const DEFER_SECONDS: i32 = 1;
 /// How long the threads may take to end that have been told to cut what is left.
@@ -590,8 +590,9 @@ fn socket_for(address: SocketAddr) -> io::Result<Socket> {
     // third of the work for a short connection; where it cannot be had, all works without.
     let _ = sys::defer_accept(&socket, DEFER_SECONDS);
     // What the kernel has taken no cache is charged for, and no other client can do without.
-    if cgroup::memory_limit().is_some_and(|limit| limit < LITTLE_MEMORY) {
-        let _ = sys::bound_unsent(&socket, UNSENT_MAX);
+    let unsent = cgroup::memory_limit().map_or(UNSENT_MAX, |limit| limit / UNSENT_SHARE);
+    if unsent < UNSENT_MAX {
+        let _ = sys::bound_unsent(&socket, unsent as i32);
     }
     if address.ip().to_canonical().is_loopback() {
         unpace(&socket);
