@@ -35,8 +35,8 @@ use crate::sys;
 const BACKLOG: i32 = 4096;
 /// Files that a thread may be loading at once, however many descriptors there are.
 const LOADS_MAX: usize = 32;
-/// Memory of so many bytes and more is not kept when it is free. It is what files are read into: between what
-/// is known of them it would leave holes, of which there are more and more.
+/// Memory of so many bytes and more is not kept when it is free. It is what bodies are read into that do not
+/// stay in plain memory: between what does it would leave holes, of which there are more and more.
 const GIVEN_BACK_MIN: usize = 9 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;

@@ -23,9 +23,9 @@ pub fn defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
     set_of_tcp(listener, libc::TCP_DEFER_ACCEPT, seconds)
 }
 
-/// Has the kernel take no more of an answer while about so many bytes of it wait to be sent
-/// (`TCP_NOTSENT_LOWAT`, tcp(7)), on all connections of a listener. By itself it takes some megabytes for a
-/// client who is slow.
+/// Has the kernel take no more of an answer while about so many bytes of it wait to be sent, on all
+/// connections of a listener (`TCP_NOTSENT_LOWAT`; tcp_notsent_lowat in the kernel's ip-sysctl.rst). By
+/// itself it takes some megabytes for a client who is slow.
 ///
 /// # Errors
 /// What `setsockopt(2)` says.
