@@ -51,8 +51,8 @@ pub struct Rules {
     pub cache_control: Option<String>,
     /// Bytes up to which a file is held in memory; a larger one is held as an open descriptor.
     pub cache_file_max: u64,
-    /// Bytes of bodies that may be in memory, cached or still being sent; a file that does not fit is served
-    /// from its descriptor instead.
+    /// Bytes of bodies that may be in memory: cached, being read or being sent; a file that does not fit
+    /// is served from its descriptor instead.
     pub memory_max: u64,
     /// Whether what one load has seen of a directory may serve another in the same tick of the clock.
     pub shares_looks: bool,

@@ -102,7 +102,7 @@ impl Collector for Overview {
             ("connections_open", "Connections at this moment.", open),
             ("ready", "Whether new clients should be sent here.", u64::from(self.is_ready())),
             ("workers", "Threads that serve.", self.workers as u64),
-            ("body_memory_bytes", "Memory of bodies, cached or being sent.", self.site.ledger().alive()),
+            ("body_memory_bytes", "Bodies in memory, cached, read or sent.", self.site.ledger().alive()),
         ];
         for (name, what, value) in gauges {
             let gauge = ConstGauge::new(value as i64);
