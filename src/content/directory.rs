@@ -229,8 +229,8 @@ pub(super) fn parent(name: &CStr) -> &[u8] {
 mod tests {
     use super::*;
     use crate::content::entry::SETTLED_SECONDS;
-    use crate::content::load::{Load, Step};
     use crate::content::site::Rules;
+    use crate::content::{Load, Step};
     use std::fs::File;
     use std::path::Path;
     use std::time::Duration;

@@ -24,6 +24,7 @@ use super::directory::{self, Listing, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
 use super::loaded::Loaded;
 use super::site::Site;
+use super::step::Step;
 
 /// How often an operation is tried again that another process got in the way of.
 const TRIES_MAX: u8 = 4;
@@ -33,47 +34,6 @@ pub(super) const LEFT_MIN: u64 = 128 * 1024;
 
 /// The bytes of a smaller file take no more memory than all that is known about it, and no descriptor.
 const KEPT_MIN: u64 = 1024;
-
-/// One disk operation.
-#[derive(Debug)]
-pub enum Step<'a> {
-    /// `openat2(root, path, {flags, resolve})`; then call [`Load::opened`].
-    Open {
-        /// The directory `path` is relative to.
-        root: BorrowedFd<'a>,
-        /// What to open.
-        path: &'a CStr,
-        /// `open_how.flags`
-        flags: OFlags,
-        /// `open_how.resolve`
-        resolve: ResolveFlags,
-    },
-    /// `pread(file, buffer, at)`; then call [`Load::read`].
-    Read {
-        /// The open file.
-        file: BorrowedFd<'a>,
-        /// The bytes are appended, as many as there is capacity for.
-        buffer: &'a mut Vec<u8>,
-        /// Offset in the file.
-        at: u64,
-    },
-    /// `pread(file, a byte, at)`, where there is none: so that the file's access time is noted down now. That
-    /// is a write, which may have to wait for the disk also where what is to be read is in memory. Then call
-    /// [`Load::noted`], whatever came of it.
-    Note {
-        /// The open file.
-        file: BorrowedFd<'a>,
-        /// Its end.
-        at: u64,
-    },
-    /// To put the pages of a body together, which may take a while; then call [`Load::gathered`], whatever
-    /// came of it.
-    Gather(&'a mut Gathering),
-    /// To have a directory listed, for the sake of others; then call [`Load::listed`], without waiting.
-    List(&'a Listing),
-    /// Nothing more; call [`Load::finish`].
-    Done,
-}
 
 /// A target being loaded.
 #[derive(Debug)]
@@ -91,6 +51,8 @@ pub struct Load {
     may_be_left: bool,
     /// Whether the file is to be kept, once it was read, and not its bytes.
     keeps_file: bool,
+    /// Whether there is no memory for the bytes any longer than it takes to hash them.
+    holds_nothing: bool,
     /// The file that was read, to be kept.
     kept: Option<Body>,
     /// The memory that is being read into.
@@ -238,6 +200,7 @@ impl Load {
             asked: 0,
             has_room: false,
             keeps_file: false,
+            holds_nothing: false,
             kept: None,
             reserved: None,
             count,
@@ -503,11 +466,10 @@ impl Load {
             }
             return self.found(name, identity, body, true);
         }
+        self.holds_nothing = !self.site.may_hold(identity.size);
         match usize::try_from(identity.size) {
-            Ok(size) if self.site.may_hold(identity.size) => {
-                if size == 0 {
-                    return self.read_all(name, file, identity, Vec::new());
-                }
+            Ok(0) => self.read_all(name, file, identity, Vec::new()),
+            Ok(size) if !self.holds_nothing || self.is_to_be_hashed(&file, &identity) => {
                 // Many may be read at once, and all of them take memory before any is held.
                 self.reserved = Some(self.site.ledger().reserve(identity.size));
                 State::Reading { name, file, identity, buffer: Vec::with_capacity(size) }
@@ -517,6 +479,16 @@ impl Load {
                 self.found(name, identity, body, identity.is_settled(now()))
             }
         }
+    }
+
+    /// Whether a file that there is no memory for is read all the same, to be told by the tag of its bytes:
+    /// by that it is told at other times, and by other servers. Nothing is to be waited for to see that it is
+    /// as it was.
+    fn is_to_be_hashed(&self, file: &OwnedFd, identity: &Identity) -> bool {
+        self.site.may_hash(identity.size)
+            && !(self.may_be_left && identity.size >= LEFT_MIN)
+            && identity.is_settled(now())
+            && directory::is_trusted(file)
     }
 
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
@@ -531,6 +503,15 @@ impl Load {
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
+        if self.holds_nothing {
+            let ledger = self.site.ledger();
+            let body = if settled {
+                Body::hashed(&buffer, file, ledger)
+            } else {
+                Body::on_disk(file, identity.size, ledger)
+            };
+            return self.found(name, identity, body, settled);
+        }
         let body = Body::in_memory(buffer, self.site.ledger());
         if self.keeps_file
             && settled
@@ -694,3 +675,6 @@ fn with_suffix(name: &CStr, coding: Coding) -> CString {
 pub(super) fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::RealtimeCoarse).tv_sec).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

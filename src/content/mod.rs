@@ -15,11 +15,13 @@ pub mod path;
 pub mod reads;
 pub mod shelf;
 pub mod site;
+pub mod step;
 pub mod store;
 
 pub use cache::Cache;
 pub use entry::Entry;
-pub use load::{Load, Step};
+pub use load::Load;
 pub use loaded::Loaded;
 pub use site::{Site, Symlinks};
+pub use step::Step;
 pub use store::Store;

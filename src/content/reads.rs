@@ -72,8 +72,8 @@ fn accessed(stat: &Stat) -> (i64, u64) {
 mod tests {
     use super::*;
     use crate::content::entry::Entry;
-    use crate::content::load::{Load, Step};
     use crate::content::site::Rules;
+    use crate::content::{Load, Step};
     use crate::http::Status;
     use rustix::io::Errno;
     use std::fs;

