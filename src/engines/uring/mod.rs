@@ -29,6 +29,7 @@ mod receive;
 mod ring;
 mod send;
 mod timer;
+mod turns;
 
 use std::collections::VecDeque;
 use std::io;
@@ -56,6 +57,7 @@ use self::receive::receive;
 use self::ring::{Completion, Ring};
 use self::send::{Files, Line, Message, is_much_left};
 use self::timer::Timer;
+use self::turns::Turns;
 use super::helpers::list_aside;
 use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
 use super::session::load_at_once;
@@ -113,7 +115,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         paused: Vec::new(),
         paused_until: Tick::NEVER,
         completions: Vec::with_capacity(1024),
-        heavy: VecDeque::new(),
+        heavy: Turns::default(),
         is_quiet: false,
     };
     turn.run()
@@ -202,8 +204,8 @@ struct Loop<'a> {
     paused: Vec<Key>,
     paused_until: Tick,
     completions: Vec<Completion>,
-    /// Completions that bring much to do, in their order. Small requests do not wait behind all of them.
-    heavy: VecDeque<Completion>,
+    /// Completions that bring much to do.
+    heavy: Turns,
     /// Whether this turn brings little.
     is_quiet: bool,
 }
@@ -226,7 +228,7 @@ impl Loop<'_> {
             let mut light = 0;
             for completion in completions.drain(..) {
                 if self.is_heavy(&completion) {
-                    self.heavy.push_back(completion);
+                    self.heavy.add(completion);
                 } else {
                     light += 1;
                     self.complete(completion)?;
@@ -234,7 +236,7 @@ impl Loop<'_> {
             }
             self.completions = completions;
             for _ in 0..=light / LIGHT_PER_HEAVY {
-                let Some(completion) = self.heavy.pop_front() else { break };
+                let Some(completion) = self.heavy.next() else { break };
                 self.complete(completion)?;
             }
             self.expire()?;
@@ -477,14 +479,14 @@ impl Loop<'_> {
         self.load(key)
     }
 
-    /// Puts off the next step of a load or of sending, which is as much to do as what a heavy completion
-    /// brings, until its turn among these.
+    /// Puts off the next step of a load or of sending, in which a disk may be made to begin, until its turn
+    /// among what a heavy completion brings, which is as much to do.
     fn await_turn(&mut self, key: Key) {
         let slot = slot(&mut self.slots, key);
         debug_assert_eq!(slot.in_flight, None);
         slot.in_flight = Some(Operation::Turn);
         let user_data = Mark { operation: Operation::Turn, key }.into();
-        self.heavy.push_back(Completion { user_data, result: 0, flags: 0 });
+        self.heavy.add_beginning(Completion { user_data, result: 0, flags: 0 });
     }
 
     /// Those who waited for a load or a place of somebody else's get theirs, and pauses end.
