@@ -5,19 +5,19 @@ use std::collections::VecDeque;
 use super::ring::Completion;
 
 /// Completions that bring much to do, of which few have their turn at a time, so that small requests do not
-/// wait behind all of them. In their order, but for one thing: who makes a disk begin and who sends what has
-/// come from it have their turns alternately. A disk may be done with all that it was asked for at once, and
-/// would then have nothing to do until all of it has been sent.
+/// wait behind all of them. In their order, but for one thing: who may make a disk begin and the others, who
+/// send what has come from it as a rule, have their turns alternately. A disk may be done with all that it
+/// was asked for at once, and would then have nothing to do until all of it has been sent.
 #[derive(Default)]
 pub(super) struct Turns {
     beginning: VecDeque<Completion>,
     others: VecDeque<Completion>,
-    /// Who had the last turn.
+    /// Whether the last turn was of one who may make a disk begin.
     has_begun: bool,
 }
 
 impl Turns {
-    /// One who makes a disk begin.
+    /// One who may make a disk begin.
     pub fn add_beginning(&mut self, completion: Completion) {
         self.beginning.push_back(completion);
     }
