@@ -52,12 +52,6 @@ impl Body {
         Body { place: Place::File(Arc::new(source)), hash: None, gathered: false }
     }
 
-    /// These bytes, left in the file that they were read from.
-    pub(super) fn hashed(bytes: &[u8], file: OwnedFd, ledger: &Ledger) -> Body {
-        let hash = Some(XxHash3_128::oneshot(bytes));
-        Body { hash, ..Body::on_disk(file, bytes.len() as u64, ledger) }
-    }
-
     /// The same bytes, left in the file that they were read from.
     pub(super) fn kept_in(&self, file: OwnedFd, ledger: &Ledger) -> Body {
         Body { hash: self.hash, ..Body::on_disk(file, self.bytes().size(), ledger) }

@@ -503,16 +503,13 @@ impl Load {
         // A file that changes all the time is served as it was read, and looked at again before the next
         // answer.
         let settled = is_whole && identity.is_settled(now());
+        let ledger = self.site.ledger();
+        let body = Body::in_memory(buffer, ledger);
         if self.holds_nothing {
-            let ledger = self.site.ledger();
-            let body = if settled {
-                Body::hashed(&buffer, file, ledger)
-            } else {
-                Body::on_disk(file, identity.size, ledger)
-            };
+            let body =
+                if settled { body.kept_in(file, ledger) } else { Body::on_disk(file, identity.size, ledger) };
             return self.found(name, identity, body, settled);
         }
-        let body = Body::in_memory(buffer, self.site.ledger());
         if self.keeps_file
             && settled
             && identity.size >= KEPT_MIN

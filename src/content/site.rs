@@ -52,7 +52,8 @@ pub struct Rules {
     /// Bytes up to which a file is held in memory; a larger one is held as an open descriptor.
     pub cache_file_max: u64,
     /// Bytes of bodies that may be in memory: cached, being read or being sent; a file that does not fit
-    /// is served from its descriptor instead.
+    /// is served from its descriptor instead, after it was read for its tag, for which there is as much more
+    /// as `cache_file_max`.
     pub memory_max: u64,
     /// Whether what one load has seen of a directory may serve another in the same tick of the clock.
     pub shares_looks: bool,
