@@ -263,10 +263,10 @@ impl Loop<'_> {
             }
             // As much as is sent at once, so there is more.
             Operation::Send => completion.result as usize == PIECE,
-            Operation::Open | Operation::Read => matches!(
-                live(&mut self.slots, key).map(|slot| &slot.task),
-                Some(Task::Load(load, _)) if load.size() >= HEAVY_MIN
-            ),
+            Operation::Open | Operation::Read => live(&mut self.slots, key).is_some_and(|slot| {
+                let Task::Load(load, _) = &mut slot.task else { return false };
+                load.size() >= HEAVY_MIN && !matches!(load.next(), Step::Note { .. })
+            }),
             _ => false,
         }
     }
@@ -453,17 +453,6 @@ impl Loop<'_> {
         if operation == Operation::Open {
             // SAFETY: the ring has opened it for us just now, and nobody else knows of it.
             load.opened(number.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
-            // Many may have opened theirs in one turn, and reading begins with what the kernel reads ahead.
-            if load.size() >= HEAVY_MIN && matches!(load.next(), Step::Read { .. }) {
-                self.await_turn(key);
-                return Ok(());
-            }
-            // What is in memory needs no submission.
-            if let Step::Read { file, buffer, at } = load.next()
-                && let Some(read) = read_resident(file, buffer, at, usize::MAX, true, self.files.may_begin())
-            {
-                load.read(Ok(read));
-            }
         } else if operation == Operation::Gather {
             load.gathered();
         } else if matches!(load.next(), Step::Note { .. }) {
@@ -475,6 +464,18 @@ impl Loop<'_> {
             // SAFETY: the ring has written so many bytes behind those there were, within the capacity.
             unsafe { buffer.set_len(filled) };
             load.read(read);
+            return self.load(key);
+        }
+        // Many may have opened theirs in one turn, and reading begins with what the kernel reads ahead.
+        if load.size() >= HEAVY_MIN && matches!(load.next(), Step::Read { .. }) {
+            self.await_turn(key);
+            return Ok(());
+        }
+        // What is in memory needs no submission.
+        if let Step::Read { file, buffer, at } = load.next()
+            && let Some(read) = read_resident(file, buffer, at, usize::MAX, true, self.files.may_begin())
+        {
+            load.read(Ok(read));
         }
         self.load(key)
     }
