@@ -28,6 +28,11 @@ pub const SPAN_MAX: u64 = 2 << 20;
 /// And those of them, at the most, that are waited for at once when the kernel is reading them.
 const PIECE: u64 = 256 * 1024;
 
+/// Bytes that samples reach at first, and how often these are doubled. The kernel reads as many ahead as it is
+/// set up by default.
+const REACH_MIN: u64 = 128 * 1024;
+const DOUBLED_MAX: u32 = (SPAN_MAX / REACH_MIN).ilog2();
+
 /// Bytes that the kernel is made to begin with at once. It finds pages for them there and then.
 const BEGUN: u64 = 1 << 20;
 
@@ -43,6 +48,8 @@ pub struct Resident {
     found: Option<(Weak<Source>, Range<u64>, Tick)>,
     /// Bytes that the kernel has begun to read, from where nothing was found.
     coming: u64,
+    /// How often what samples reach has been doubled.
+    doubled: u32,
     /// Whether the file system knows no read that does not wait.
     always_waits: bool,
 }
@@ -67,7 +74,8 @@ impl Resident {
     fn look(&mut self, file: BorrowedFd, at: u64, len: u64, may_begin: bool) -> u64 {
         self.coming = 0;
         let there = match present(file, at, len) {
-            None => return if may_begin && seems_resident(file, at, len) { len } else { 0 },
+            None if may_begin || self.doubled > 0 => return self.sample(file, at, len),
+            None => return 0,
             Some(begun) if begun < len => begun.min(PIECE),
             Some(_) => len,
         };
@@ -89,6 +97,15 @@ impl Resident {
         0
     }
 
+    /// The same by samples. The one behind what is there has the kernel begin with more, which nobody counts,
+    /// so that they reach farther only from one time to the next, as long as all of it was there.
+    fn sample(&mut self, file: BorrowedFd, at: u64, len: u64) -> u64 {
+        let len = len.min(REACH_MIN << self.doubled);
+        let there = seem_resident(file, at, len);
+        self.doubled = if there == len { DOUBLED_MAX.min(self.doubled + 1) } else { 0 };
+        there
+    }
+
     /// Where nothing was found: how many bytes the kernel is reading already, from there on.
     pub fn coming(&self) -> u64 {
         self.coming
@@ -97,18 +114,16 @@ impl Resident {
     /// Has the kernel begin to read a span of which nothing is in the page cache, and does not wait for it: a
     /// read that may not wait has it read ahead as much as is asked for.
     pub fn begin(&mut self, file: &Arc<Source>, at: u64, len: u64) {
-        // What is there in part would be copied. Where the kernel does not tell, samples have made it begin
-        // already, with little.
-        if self.always_waits || present(file.as_fd(), at, len.min(PIECE)) != Some(0) {
+        self.coming = 0;
+        // Of what is there in part, the last byte does not tell when the rest has come.
+        let may_be_missing = || present(file.as_fd(), at, len.min(PIECE)).is_none_or(|there| there == 0);
+        if self.always_waits || !may_be_missing() {
             return;
         }
-        let begun = len.min(BEGUN) as usize;
-        // Its memory is not even touched.
-        let mut nowhere = Vec::with_capacity(begun);
-        match read_without_waiting(file.as_fd(), &mut nowhere, at, begun) {
+        match read_into_nothing(file.as_fd(), at, len.min(BEGUN)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.coming = len.min(PIECE),
-            Err(_) => self.always_waits = true,
-            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {}
+            _ => self.always_waits = true,
         }
     }
 
@@ -199,6 +214,17 @@ fn append(file: BorrowedFd, buffer: &mut Vec<u8>, at: u64, len: usize, flags: i3
     Ok(n)
 }
 
+/// Reads where nothing can be written, and thus copies nothing: fails with `EFAULT` if the first byte is in
+/// the page cache, and if it is not there with `EAGAIN`, when the kernel has begun to read.
+fn read_into_nothing(file: BorrowedFd, at: u64, len: u64) -> io::Result<usize> {
+    let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: len as usize };
+    let at = libc::off_t::try_from(at).map_err(io::Error::other)?;
+    // SAFETY: nothing is ever mapped at address 0, so the kernel writes nowhere.
+    let n =
+        counted(|| unsafe { libc::preadv2(file.as_raw_fd(), &raw const nothing, 1, at, libc::RWF_NOWAIT) });
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
 /// cachestat(2), Linux 6.5; the same number on every architecture this is built for.
 const SYS_CACHESTAT: libc::c_long = 451;
 
@@ -260,7 +286,24 @@ pub fn is_cold(file: BorrowedFd, size: u64) -> bool {
 
 /// Whether samples of a span are in the page cache, the last byte among them.
 fn seems_resident(file: BorrowedFd, at: u64, len: u64) -> bool {
-    byte(file, at + len - 1) == Ok(1) && samples_are_there(file, at, len)
+    seem_resident(file, at, len) == len
+}
+
+/// How much of a span, from its start, is in the page cache as far as samples say: a byte of each piece, a
+/// random one, so that no client can have just those read beforehand; and the last of all.
+fn seem_resident(file: BorrowedFd, at: u64, len: u64) -> u64 {
+    let end = at + len;
+    let pieces = (at..end).step_by(SAMPLE_EVERY as usize).map(|start| start..end.min(start + SAMPLE_EVERY));
+    let mut there = at..at;
+    for piece in pieces {
+        if byte(file, fastrand::u64(piece.clone())) != Ok(1) {
+            break;
+        }
+        there = piece;
+    }
+    // They arrive in order, as a rule.
+    let is_whole = !there.is_empty() && byte(file, there.end - 1) == Ok(1);
+    if is_whole { there.end - at } else { there.start - at }
 }
 
 /// Whether a span that counts as present is there, for pages that are just being read count so, too. They
@@ -272,7 +315,7 @@ fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
     match byte(file, at + len - 1) {
         Ok(0) => Some(false),
         Ok(_) if is_wary() => {
-            Some(come(file, at, len).map_or_else(|| samples_are_there(file, at, len), |come| come == len))
+            Some(come(file, at, len).unwrap_or_else(|| seem_resident(file, at, len)) == len)
         }
         Ok(_) => Some(true),
         Err(Errno::AGAIN) => {
@@ -332,14 +375,6 @@ pub fn readable(file: BorrowedFd, at: u64, len: u64) -> u64 {
 
 fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Whether a byte of each piece of a span is in the page cache: a random one, so that no client can have just
-/// those read beforehand.
-fn samples_are_there(file: BorrowedFd, at: u64, len: u64) -> bool {
-    let end = at + len;
-    let mut pieces = (at..end).step_by(SAMPLE_EVERY as usize);
-    pieces.all(|piece| byte(file, fastrand::u64(piece..end.min(piece + SAMPLE_EVERY))) == Ok(1))
 }
 
 /// Reads a byte, if that is possible without waiting for a disk.
@@ -484,6 +519,49 @@ pub(super) mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("it has not come in 10 seconds");
+    }
+
+    /// What the kernel does not tell somebody who neither owns a file nor may write it.
+    #[test]
+    fn what_is_anothers_is_begun_with_and_found_by_samples() {
+        let Some(file) = gone_file(3 << 20) else { return };
+        let source = Arc::new(Source::on_disk(file.try_clone().unwrap().into(), 3 << 20, &Ledger::default()));
+        let as_another = |does: &(dyn Fn(Resident) + Sync)| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // SAFETY: it takes a number. It is for this thread alone, and so are the capabilities of
+                    // a superuser that go with it (setfsuid(2), capabilities(7)).
+                    unsafe { libc::setfsuid(65534) };
+                    // It is to no avail for who is no superuser.
+                    if present(source.as_fd(), 0, 1).is_none() {
+                        does(Resident::default());
+                    }
+                });
+            });
+        };
+        let has_begun = std::sync::atomic::AtomicBool::new(false);
+        as_another(&|mut resident| {
+            assert_eq!(resident.find(&source, 0, 3 << 20, false), 0);
+            resident.begin(&source, 0, 3 << 20);
+            assert_eq!(resident.coming(), PIECE);
+            has_begun.store(true, Relaxed);
+        });
+        if !has_begun.into_inner() {
+            return;
+        }
+        let has_come =
+            || present(file.as_fd(), 0, BEGUN) == Some(BEGUN) && byte(file.as_fd(), BEGUN - 1) == Ok(1);
+        for _ in 0..1000 {
+            if has_come() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        as_another(&|mut resident| {
+            assert_eq!(resident.find(&source, 0, 3 << 20, true), REACH_MIN);
+            assert_eq!(resident.find(&source, REACH_MIN, 3 << 20, true), 2 * REACH_MIN);
+        });
+        as_another(&|mut resident| assert_eq!(resident.find(&source, 0, 3 << 20, false), 0));
     }
 
     #[test]

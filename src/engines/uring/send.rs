@@ -5,15 +5,17 @@
 //! nothing. What is still on the disk the kernel is made to begin with, and of what is on its way the ring
 //! reads no more than the last byte: when that has come, the rest has as a rule ([`Resident`] looks), and
 //! leaves without having been copied. So the disk holds up nobody else. The kernel reads ahead from there,
-//! and so does sendfile(2). Where it does not tell what it reads, and where a part had come before, a span is
-//! read through the ring into a buffer, and leaves from the page cache all the same. No buffer is ever held
-//! while a client is waited for. Only so many may have the disk read at once, the others wait for a *place*
-//! ([`Files`]): when the disk's own queue is full, the kernel makes even who must not wait do so.
+//! and so does sendfile(2). Where the file system knows no reads that do not wait, and where a part had come
+//! before, a span is read through the ring into a buffer, and leaves from the page cache all the same. No
+//! buffer is ever held while a client is waited for. Only so many may have the disk read at once, the others
+//! wait for a *place* ([`Files`]): when the disk's own queue is full, the kernel makes even who must not wait
+//! do so.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ use crate::engines::calls;
 use crate::engines::calls::counted;
 use crate::engines::resident::{self, Resident};
 use crate::engines::transfer::{Sent, send_now};
-use crate::http::Chunk;
+use crate::http::{Chunk, Source};
 use crate::serve::Want;
 
 use super::operation::{Key, Operation};
@@ -62,7 +64,6 @@ impl Loop<'_> {
         if is_called {
             self.files.give_back(&mut slot.task);
         }
-        let may_begin = self.files.may_begin();
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: count, more } => {
@@ -82,7 +83,15 @@ impl Loop<'_> {
             Chunk::File { file, at, len }
                 if !matches!(slot.task, Task::File(..))
                     && let Some(installed) = &mut slot.installed
-                    && (file.is_in_memory() || installed.resident.find(file, at, len, may_begin) > 0) =>
+                    && (file.is_in_memory()
+                        || self.files.find(
+                            &mut installed.resident,
+                            file,
+                            at,
+                            len,
+                            is_called,
+                            is_fetched,
+                        ) > 0) =>
             {
                 slot.task = Task::None;
                 return self.send_now(key);
@@ -107,11 +116,7 @@ impl Loop<'_> {
                         && !is_fetched
                     {
                         if resident.coming() == 0 {
-                            let before = Instant::now();
-                            resident.begin(file, at, len);
-                            if resident.coming() > 0 {
-                                self.files.begun(before.elapsed());
-                            }
+                            self.files.begin(resident, file, at, len);
                         }
                         if resident.coming() > 0 {
                             self.files.call(&mut slot.task, line);
@@ -182,8 +187,9 @@ impl Loop<'_> {
         let slot = slot(&mut self.slots, key);
         let Installed { socket, resident } = slot.installed.as_deref_mut().expect("the caller has looked");
         let may_begin = self.files.may_begin();
-        let (sent, progress) =
-            send_now(&*socket, &mut slot.outbox, |file, at, len| resident.find(file, at, len, may_begin));
+        let (sent, progress) = send_now(&*socket, &mut slot.outbox, |file, at, len| {
+            resident.find(file, at, len, may_begin && len < HEAVY_MIN)
+        });
         if progress {
             self.seat.worker.progressed(&mut slot.conn);
         }
@@ -453,6 +459,36 @@ impl Files {
         let promised = self.promised;
         let queue = self.queue(Line::Cold);
         queue.taken + promised < queue.places && queue.waiting.is_empty()
+    }
+
+    /// How much can be sent of a span, from its start; or `resident` has what is coming. Where the kernel does
+    /// not tell what it has, to look may be to begin, so a long one is not looked at before its turn.
+    fn find(
+        &mut self,
+        resident: &mut Resident,
+        file: &Arc<Source>,
+        at: u64,
+        len: u64,
+        is_called: bool,
+        is_fetched: bool,
+    ) -> u64 {
+        let has_turn = is_called && !self.queue(Line::Cold).is_full();
+        if has_turn && !is_fetched {
+            self.begin(resident, file, at, len);
+            if resident.coming() > 0 {
+                return 0;
+            }
+        }
+        resident.find(file, at, len, has_turn || len < HEAVY_MIN && self.may_begin())
+    }
+
+    /// Has the kernel begin with a span.
+    fn begin(&mut self, resident: &mut Resident, file: &Arc<Source>, at: u64, len: u64) {
+        let before = Instant::now();
+        resident.begin(file, at, len);
+        if resident.coming() > 0 {
+            self.begun(before.elapsed());
+        }
     }
 
     /// Whether anybody waits because there is no place.
