@@ -28,8 +28,8 @@ pub const SPAN_MAX: u64 = 2 << 20;
 /// And those of them, at the most, that are waited for at once when the kernel is reading them.
 const PIECE: u64 = 256 * 1024;
 
-/// Bytes that samples reach at first, and how often these are doubled. The kernel reads as many ahead as it is
-/// set up by default.
+/// Bytes that samples reach at first, and how often these are doubled at the most. By default the kernel
+/// reads as many ahead.
 const REACH_MIN: u64 = 128 * 1024;
 const DOUBLED_MAX: u32 = (SPAN_MAX / REACH_MIN).ilog2();
 

@@ -461,8 +461,8 @@ impl Files {
         queue.taken + promised < queue.places && queue.waiting.is_empty()
     }
 
-    /// How much can be sent of a span, from its start; or `resident` has what is coming. Where the kernel does
-    /// not tell what it has, to look may be to begin, so a long one is not looked at before its turn.
+    /// How much can be sent of a span, from its start; or `resident` has what is coming. Where the kernel
+    /// does not tell what it has, to look may be to begin, so a long one is not looked at before its turn.
     fn find(
         &mut self,
         resident: &mut Resident,
