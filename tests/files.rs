@@ -48,12 +48,32 @@ fn is_in_page_cache(path: &Path) -> bool {
 /// Who asks for what must come from the disk, and who asks for what need not, at once on several connections.
 #[test]
 fn files_that_are_not_in_the_page_cache_arrive_byte_for_byte() {
+    cold_files_arrive(&["0", "64KiB", "8MiB"], |_| Setup::new());
+}
+
+/// The same where the kernel does not tell the server what is in the page cache: the files are another's.
+#[test]
+fn cold_files_of_somebody_else_arrive_byte_for_byte() {
+    if Setup::unprivileged().arg("--version").try_run().is_none() || !rustix::process::geteuid().is_root() {
+        println!("skipped: only a superuser can give files away, and setpriv must be there");
+        return;
+    }
+    cold_files_arrive(&["64KiB"], |site| {
+        for name in ["large.bin", "a.txt"] {
+            std::os::unix::fs::chown(site.path(name), Some(65534), None).unwrap();
+        }
+        Setup::unprivileged()
+    });
+}
+
+fn cold_files_arrive(file_maxima: &[&str], setup: impl Fn(&Site) -> Setup + Sync) {
     let bytes = numbered_bytes(3 << 20);
     let hash = XxHash3_128::oneshot(&bytes);
     on_every_engine(|engine| {
-        for file_max in ["0", "64KiB", "8MiB"] {
+        for file_max in file_maxima {
             let site = Site::with(&[("large.bin", &*bytes), ("a.txt", b"alpha\n")]);
-            let server = Server::start(engine, &site, &["--cache-file-max", file_max, "--fresh", "0"]);
+            let setup = setup(&site).serving(engine.name, &site);
+            let server = setup.args(["--cache-file-max", file_max, "--fresh", "0"]).start();
             let clients = if serves_several(engine) { 4 } else { 1 };
             let mut clients: Vec<_> = (0..clients).map(|_| server.connect()).collect();
             for _ in 0..3 {

@@ -40,6 +40,14 @@ impl Setup {
         Setup::of(command)
     }
 
+    /// The program without any of a superuser's capabilities.
+    pub fn unprivileged() -> Setup {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]);
+        command.arg(env!("CARGO_BIN_EXE_ringserve"));
+        Setup::of(command)
+    }
+
     /// The program under strace, which writes a summary of all system calls into a file; but for read(2),
     /// by which the end of a server goes through the lists of all connections of the machine.
     pub fn traced(summary: &Path) -> Setup {

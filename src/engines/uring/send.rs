@@ -115,7 +115,7 @@ impl Loop<'_> {
                     if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut()
                         && !is_fetched
                     {
-                        if resident.coming() == 0 {
+                        if resident.coming() == 0 && !is_called {
                             self.files.begin(resident, file, at, len);
                         }
                         if resident.coming() > 0 {
@@ -462,7 +462,8 @@ impl Files {
     }
 
     /// How much can be sent of a span, from its start; or `resident` has what is coming. Where the kernel
-    /// does not tell what it has, to look may be to begin, so a long one is not looked at before its turn.
+    /// does not tell what it has, to look may be to begin, so a long one is not looked at before its turn,
+    /// but where all was there at the last look.
     fn find(
         &mut self,
         resident: &mut Resident,
@@ -486,8 +487,9 @@ impl Files {
     fn begin(&mut self, resident: &mut Resident, file: &Arc<Source>, at: u64, len: u64) {
         let before = Instant::now();
         resident.begin(file, at, len);
-        if resident.coming() > 0 {
-            self.begun(before.elapsed());
+        let took = before.elapsed();
+        if resident.coming() > 0 || took > BEGIN_MAX {
+            self.begun(took);
         }
     }
 
