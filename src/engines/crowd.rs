@@ -295,9 +295,9 @@ impl<'a, W: Watch> Crowd<'a, W> {
         }
     }
 
-    /// Whether helpers are at work.
-    pub fn are_helped(&self) -> bool {
-        self.helpers.are_at_work()
+    /// Whether helpers have done something that was not taken out.
+    pub fn is_anything_done(&self) -> bool {
+        self.helpers.have_done()
     }
 
     /// To be called when all of so many pieces of news are dealt with: those who could go on do, and those
@@ -509,7 +509,7 @@ mod tests {
             crowd.begin_turn();
             if ready == 1 {
                 crowd.take_done();
-                assert!(!crowd.are_helped());
+                assert!(!crowd.helpers.are_at_work());
                 return;
             }
             assert!(crowd.end_turn(0).unwrap());

@@ -341,6 +341,11 @@ impl<K: Send + 'static> Helpers<K> {
         self.away != [0; 2]
     }
 
+    /// Whether anything of that is done, for who does not wait to be told.
+    pub fn have_done(&self) -> bool {
+        self.are_at_work() && !lock(&self.shared.finished).jobs.is_empty()
+    }
+
     /// Takes out what is done.
     pub fn take_done(&mut self) -> Vec<(K, Done)> {
         // First, so that what comes behind it is told of again.

@@ -49,7 +49,7 @@ fn run(seat: &mut Seat) -> io::Result<()> {
         for &key in &clients {
             crowd.wake(key, false);
         }
-        if crowd.are_helped() {
+        if crowd.is_anything_done() {
             crowd.take_done();
         }
         if !crowd.end_turn(clients.len())? {
