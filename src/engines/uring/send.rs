@@ -61,8 +61,9 @@ impl Loop<'_> {
         let socket = Fixed(key.index);
         let is_fetched = matches!(slot.task, Task::FileFetched);
         let is_called = is_fetched || matches!(slot.task, Task::FileCalled(_));
+        let files = &mut self.files;
         if is_called {
-            self.files.give_back(&mut slot.task);
+            files.give_back(&mut slot.task);
         }
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
@@ -84,14 +85,7 @@ impl Loop<'_> {
                 if !matches!(slot.task, Task::File(..))
                     && let Some(installed) = &mut slot.installed
                     && (file.is_in_memory()
-                        || self.files.find(
-                            &mut installed.resident,
-                            file,
-                            at,
-                            len,
-                            is_called,
-                            is_fetched,
-                        ) > 0) =>
+                        || files.find(&mut installed.resident, file, at, len, is_called, is_fetched) > 0) =>
             {
                 slot.task = Task::None;
                 return self.send_now(key);
@@ -100,7 +94,7 @@ impl Loop<'_> {
                 if !matches!(slot.task, Task::File(..)) {
                     let is_cold = slot.installed.is_some() || len <= resident::SHORT_MAX;
                     let line = if is_cold { Line::Cold } else { Line::Unknown };
-                    let queue = self.files.queue(line);
+                    let queue = files.queue(line);
                     // With little others need not have their turn before. There may be fewer places by now.
                     let is_next = is_called || len < HEAVY_MIN && queue.waiting.is_empty();
                     if !is_next || queue.is_full() {
@@ -116,15 +110,15 @@ impl Loop<'_> {
                         && !is_fetched
                     {
                         if resident.coming() == 0 && !is_called {
-                            self.files.begin(resident, file, at, len);
+                            files.begin(resident, file, at, len);
                         }
                         if resident.coming() > 0 {
-                            self.files.call(&mut slot.task, line);
+                            files.call(&mut slot.task, line);
                             let entry = byte(file.as_fd(), at + resident.coming() - 1);
                             return self.submit(key, Operation::FileFetch, entry);
                         }
                     }
-                    slot.task = self.files.take_buffer(line);
+                    slot.task = files.take_buffer(line);
                 }
                 let Task::File(_, buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
                 let len = len.min(buffer.len() as u64) as u32;
@@ -132,7 +126,7 @@ impl Loop<'_> {
                     opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
                 // Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
                 let flags =
-                    if self.files.is_any_awaited() { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+                    if files.is_any_awaited() { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
                 (Operation::FileRead, entry.build().flags(flags))
             }
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
