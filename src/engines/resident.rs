@@ -117,11 +117,10 @@ impl Resident {
     pub fn begin(&mut self, file: &Arc<Source>, at: u64, len: u64) {
         self.coming = 0;
         // Of what is there in part, the last byte does not tell when the rest has come.
-        let may_be_missing = || present(file.as_fd(), at, len.min(PIECE)).is_none_or(|there| there == 0);
-        if self.always_waits || !may_be_missing() {
+        let piece = len.min(PIECE);
+        if self.always_waits || present(file.as_fd(), at, piece).is_some_and(|there| there > 0) {
             return;
         }
-        let piece = len.min(PIECE);
         match read_into_nothing(file.as_fd(), at, len.min(BEGUN)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.coming = piece,
             // A quick disk may have given the first page by now.
