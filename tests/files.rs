@@ -66,6 +66,17 @@ fn cold_files_of_somebody_else_arrive_byte_for_byte() {
     });
 }
 
+/// And where nobody is told.
+#[test]
+fn cold_files_on_overlayfs_arrive_byte_for_byte() {
+    let site = Site::with(&[("a.txt", b"alpha\n")]);
+    if Setup::on_overlayfs(&site).arg("--version").try_run().is_none() {
+        println!("skipped: overlayfs cannot be mounted here");
+        return;
+    }
+    cold_files_arrive(&["64KiB", "8MiB"], Setup::on_overlayfs);
+}
+
 fn cold_files_arrive(file_maxima: &[&str], setup: impl Fn(&Site) -> Setup + Sync) {
     let bytes = numbered_bytes(3 << 20);
     let hash = XxHash3_128::oneshot(&bytes);

@@ -146,8 +146,7 @@ impl Session {
         let Some(disk) = &mut self.disk else { return };
         disk.away = false;
         match done {
-            // It is sent without asking again, so that progress is made whatever the kernel throws out.
-            Done::Read(file, at, len) => disk.resident.found(&file, at..at + len),
+            Done::Read(file, at, len) => disk.resident.read(&file, at..at + len),
             Done::Loaded(loaded) => self.want = worker.loaded(&mut self.conn, *loaded, &mut self.outbox),
         }
     }

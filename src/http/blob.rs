@@ -4,8 +4,8 @@
 //! already dropped and only a slow client still holds included. That is what makes a limit on them true.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::sys::Extent;
 
@@ -91,6 +91,18 @@ pub struct Source {
     place: Place,
     size: u64,
     ledger: Ledger,
+    residence: OnceLock<Residence>,
+}
+
+/// What can be learnt of a file's bytes without waiting for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// Which of them are in the page cache.
+    Told,
+    /// Nothing: its file system knows no reads that do not wait. The number is this file's alone.
+    Untold(u32),
+    /// All are in memory, always.
+    InMemory,
 }
 
 #[derive(Debug)]
@@ -121,7 +133,7 @@ impl Source {
     }
 
     fn new(place: Place, size: u64, ledger: &Ledger) -> Source {
-        let source = Source { place, size, ledger: ledger.clone() };
+        let source = Source { place, size, ledger: ledger.clone(), residence: OnceLock::new() };
         match &source.place {
             Place::Disk(_) => ledger.0.open.fetch_add(1, Ordering::Relaxed),
             Place::File(_) => ledger.0.files.fetch_add(1, Ordering::Relaxed),
@@ -151,6 +163,11 @@ impl Source {
             Place::File(_) => self.size,
             Place::Shelf(extent) => extent.size(),
         }
+    }
+
+    /// What can be learnt of its bytes, by whoever knows how to find out: he is asked once.
+    pub fn residence(&self, ask: impl FnOnce() -> Residence) -> Residence {
+        *self.residence.get_or_init(ask)
     }
 
     /// Whether it is in memory, so that no disk is ever waited for.

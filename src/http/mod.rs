@@ -14,7 +14,7 @@ pub mod range;
 pub mod reply;
 pub mod status;
 
-pub use blob::{Blob, Ledger, Reserved, Source};
+pub use blob::{Blob, Ledger, Reserved, Residence, Source};
 pub use connection::Connection;
 pub use outbox::{Chunk, Outbox};
 pub use parse::{Method, Request};

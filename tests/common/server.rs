@@ -48,6 +48,18 @@ impl Setup {
         Setup::of(command)
     }
 
+    /// The program where the site is on overlayfs, as what is within a container's image is. Nobody else sees
+    /// it so.
+    pub fn on_overlayfs(site: &Site) -> Setup {
+        let nothing = site.path("nothing");
+        std::fs::create_dir_all(&nothing).unwrap();
+        let mut command = Command::new("/usr/bin/unshare");
+        let script = "mount -t overlay -o lowerdir=\"$0:$1\" site \"$0\" && shift && exec \"$@\"";
+        command.args(["--mount", "/bin/sh", "-c", script]).arg(site.root()).arg(nothing);
+        command.arg(env!("CARGO_BIN_EXE_ringserve"));
+        Setup::of(command)
+    }
+
     /// The program under strace, which writes a summary of all system calls into a file; but for read(2),
     /// by which the end of a server goes through the lists of all connections of the machine.
     pub fn traced(summary: &Path) -> Setup {

@@ -415,7 +415,9 @@ impl Loop<'_> {
                 (Operation::Read, entry.build())
             }
             // In the ring's own first attempt the kernel would write at once, however long that takes.
-            Step::Note { file, at } => (Operation::Read, send::byte(file, at).flags(squeue::Flags::ASYNC)),
+            Step::Note { file, at } => {
+                (Operation::Read, send::pass_over(file, at, 1).flags(squeue::Flags::ASYNC))
+            }
             // The kernel does it in a thread of its own.
             Step::Gather(gathering) => {
                 let Ok(area) = gathering.prepare() else {

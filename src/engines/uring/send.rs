@@ -6,8 +6,8 @@
 //! reads no more than the last byte: when that has come, the rest has as a rule ([`Resident`] looks), and
 //! leaves without having been copied. So the disk holds up nobody else. The kernel reads ahead from there,
 //! and so does sendfile(2). Where the file system knows no reads that do not wait, and where a part had come
-//! before, a span is read through the ring into a buffer, and leaves from the page cache all the same. No
-//! buffer is ever held while a client is waited for. Only so many may have the disk read at once, the others
+//! before, the ring reads a piece for nobody, which then leaves from the page cache all the same. No buffer
+//! is ever held while a client is waited for. Only so many may have the disk read at once, the others
 //! wait for a *place* ([`Files`]): when the disk's own queue is full, the kernel makes even who must not wait
 //! do so.
 #![allow(unsafe_code)]
@@ -47,6 +47,8 @@ const BEGIN_MAX: Duration = Duration::from_millis(10);
 const BEGINNINGS: usize = 4;
 /// Bytes of a buffer into which a span is read: what of it is copied stays in the processor's own caches.
 const FILE_BUFFER: usize = 64 * 1024;
+/// Bytes that are read at once for nobody. The kernel copies them, and with more at once others wait longer.
+const PASSED_MAX: usize = 128 * 1024;
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// What is no longer an empty socket takes at once, as a rule: so much it may hold by net.ipv4.tcp_wmem.
@@ -106,17 +108,18 @@ impl Loop<'_> {
                         }
                         return Ok(());
                     }
-                    if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut()
-                        && !is_fetched
-                    {
+                    if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut() {
                         if resident.coming() == 0 && !is_called {
                             files.begin(resident, file, at, len);
                         }
-                        if resident.coming() > 0 {
-                            files.call(&mut slot.task, line);
-                            let entry = byte(file.as_fd(), at + resident.coming() - 1);
-                            return self.submit(key, Operation::FileFetch, entry);
-                        }
+                        let coming = resident.coming();
+                        let (operation, entry) = if coming > 0 && !is_fetched {
+                            (Operation::FileFetch, pass_over(file.as_fd(), at + coming - 1, 1))
+                        } else {
+                            (Operation::FileRead, pass_over(file.as_fd(), at, len).flags(files.flags()))
+                        };
+                        files.call(&mut slot.task, line);
+                        return self.submit(key, operation, entry);
                     }
                     slot.task = files.take_buffer(line);
                 }
@@ -124,10 +127,7 @@ impl Loop<'_> {
                 let len = len.min(buffer.len() as u64) as u32;
                 let entry =
                     opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
-                // Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
-                let flags =
-                    if files.is_any_awaited() { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
-                (Operation::FileRead, entry.build().flags(flags))
+                (Operation::FileRead, entry.build().flags(files.flags()))
             }
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
         };
@@ -238,14 +238,11 @@ impl Loop<'_> {
         self.send(key)
     }
 
-    /// A span of a file is in its buffer, and thus in the page cache, too. It is sent from there; or, where
-    /// there is no descriptor installed for that, as much of the buffer as the socket takes at once: what it
-    /// does not take is read again later, so that no slow client holds a buffer.
+    /// A span of a file has been read, and thus is in the page cache. It is sent from there; or, where there
+    /// is no descriptor installed for that, as much of its buffer as the socket takes at once: what it does
+    /// not take is read again later, so that no slow client holds a buffer.
     pub(super) fn file_read(&mut self, key: Key, result: i32) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Task::File(_, buffer, filled) = &mut slot.task else {
-            unreachable!("a file is read into a buffer")
-        };
         if matches!(-result, libc::EINTR | libc::EAGAIN) {
             return self.send(key);
         }
@@ -254,16 +251,18 @@ impl Loop<'_> {
             self.files.give_back(&mut slot.task);
             return self.carry_out(key, Want::Close);
         }
-        *filled = result as usize;
         let mut slices = [IoSlice::new(&[])];
         let Chunk::File { file, at, len } = slot.outbox.front(&mut slices) else {
             unreachable!("what was read is in front")
         };
-        if let Some(installed) = &mut slot.installed {
-            installed.resident.found(file, at..at + result as u64);
+        let Task::File(_, buffer, filled) = &mut slot.task else {
+            let installed = slot.installed.as_mut().expect("without a buffer");
+            installed.resident.read(file, at..at + result as u64);
             self.files.give_back(&mut slot.task);
             return self.send_now(key);
-        }
+        };
+        *filled = result as usize;
+        resident::was_read(file, at..at + result as u64);
         let more = len > result as u64;
         let entry =
             opcode::Send::new(Fixed(key.index), buffer.as_ptr(), result as u32).flags(send_flags(more));
@@ -343,11 +342,12 @@ pub(super) fn is_much_left(slot: &Slot) -> bool {
     matches!(slot.outbox.front(&mut []), Chunk::File { len, .. } if len >= HEAVY_MIN)
 }
 
-/// Reads a byte of a file.
-pub(super) fn byte(file: BorrowedFd, at: u64) -> squeue::Entry {
-    // Where the kernel writes it, for all clients: nobody looks at it.
-    static BYTE: AtomicU8 = AtomicU8::new(0);
-    opcode::Read::new(Fd(file.as_raw_fd()), BYTE.as_ptr(), 1).offset(at).build()
+/// Reads a piece of a file, for the kernel to have it in its page cache. Nobody looks at what that writes, so
+/// it has one place for all clients.
+pub(super) fn pass_over(file: BorrowedFd, at: u64, len: u64) -> squeue::Entry {
+    static BYTES: [AtomicU8; PASSED_MAX] = [const { AtomicU8::new(0) }; PASSED_MAX];
+    let len = len.min(PASSED_MAX as u64) as u32;
+    opcode::Read::new(Fd(file.as_raw_fd()), BYTES.as_ptr().cast_mut().cast(), len).offset(at).build()
 }
 
 /// Asks how much is in a socket's own queue.
@@ -485,6 +485,11 @@ impl Files {
         if resident.coming() > 0 || took > BEGIN_MAX {
             self.begun(took);
         }
+    }
+
+    /// Of a read. Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
+    fn flags(&self) -> squeue::Flags {
+        if self.is_any_awaited() { squeue::Flags::ASYNC } else { squeue::Flags::empty() }
     }
 
     /// Whether anybody waits because there is no place.
