@@ -216,6 +216,7 @@ fn nowhere() -> Option<&'static File> {
 /// Has the kernel read a span, and waits until it is there; says how many bytes of it are. An error shows
 /// when they are sent to somebody.
 fn fetch(file: &Source, at: u64, mut len: u64) -> u64 {
+    let mut is_again = false;
     loop {
         let began = Instant::now();
         let mut done = 0;
@@ -231,12 +232,13 @@ fn fetch(file: &Source, at: u64, mut len: u64) -> u64 {
             return len;
         }
         // What came first may have been thrown out again while the rest was waited for.
-        let there = readable(file.as_fd(), at, len);
-        if there >= SPAN_MIN {
-            return there;
+        match readable(file.as_fd(), at, len) {
+            Some(there @ SPAN_MIN..) => return there,
+            // The kernel does not tell; it shows in how long it takes to read it once more.
+            None if !is_again => is_again = true,
+            // It was too much to come by at once.
+            _ => len = SPAN_MIN.max(len / 8),
         }
-        // It was too much to come by at once.
-        len = SPAN_MIN.max(len / 8);
     }
 }
 

@@ -431,16 +431,19 @@ fn come(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
     Some(len)
 }
 
-/// The same for who has the time to try each page, whoever owns the file.
-pub fn readable(file: BorrowedFd, at: u64, len: u64) -> u64 {
+/// The same for who has the time to try each page, whoever owns the file; `None` where that does not tell.
+pub fn readable(file: BorrowedFd, at: u64, len: u64) -> Option<u64> {
     let page = rustix::param::page_size() as u64;
     let end = at + len;
     let mut next = at;
-    // Where the kernel cannot tell, all of it is.
-    while next < end && byte(file, next) != Err(Errno::AGAIN) {
-        next = (next / page + 1) * page;
+    while next < end {
+        match byte(file, next) {
+            Err(Errno::AGAIN) => break,
+            Err(Errno::OPNOTSUPP) => return None,
+            _ => next = (next / page + 1) * page,
+        }
     }
-    next.min(end) - at
+    Some(next.min(end) - at)
 }
 
 fn seconds() -> u64 {

@@ -112,13 +112,13 @@ impl Loop<'_> {
                         if resident.coming() == 0 && !is_called {
                             files.begin(resident, file, at, len);
                         }
+                        files.call(&mut slot.task, line);
                         let coming = resident.coming();
                         let (operation, entry) = if coming > 0 && !is_fetched {
                             (Operation::FileFetch, pass_over(file.as_fd(), at + coming - 1, 1))
                         } else {
                             (Operation::FileRead, pass_over(file.as_fd(), at, len).flags(files.flags()))
                         };
-                        files.call(&mut slot.task, line);
                         return self.submit(key, operation, entry);
                     }
                     slot.task = files.take_buffer(line);
