@@ -65,6 +65,7 @@ impl Resident {
         {
             return len.min(span.end - at);
         }
+        self.coming = 0;
         let len = len.min(SPAN_MAX);
         let found = match residence(file) {
             Residence::InMemory => return len,
@@ -79,7 +80,6 @@ impl Resident {
     }
 
     fn look(&mut self, file: BorrowedFd, at: u64, len: u64, may_begin: bool) -> u64 {
-        self.coming = 0;
         let there = match present(file, at, len) {
             None if may_begin || self.doubled > 0 => return self.sample(file, at, len),
             None => return 0,

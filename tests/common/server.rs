@@ -51,7 +51,7 @@ impl Setup {
     /// The program where the site is on overlayfs, as what is within a container's image is. Nobody else sees
     /// it so.
     pub fn on_overlayfs(site: &Site) -> Setup {
-        let nothing = site.path("nothing");
+        let nothing = site.outside().join("nothing");
         std::fs::create_dir_all(&nothing).unwrap();
         let mut command = Command::new("/usr/bin/unshare");
         let script = "mount -t overlay -o lowerdir=\"$0:$1\" site \"$0\" && shift && exec \"$@\"";

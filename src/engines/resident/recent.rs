@@ -46,10 +46,10 @@ impl Part {
         (self.number + 1) * self.len
     }
 
-    /// Its place in the table, and the name by which it stands there. Those that follow on each other in a
-    /// file do so in the table.
+    /// Its place in the table, and the name by which it stands there, which is that of a page or of a block.
+    /// Those that follow on each other in a file do so in the table.
     fn place(self) -> (&'static AtomicU64, u32) {
-        let hash = (u64::from(self.file) ^ self.len << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = mix(u64::from(self.file) << 32 | self.len);
         let place = ((hash >> 32).wrapping_add(self.number) % PLACES as u64) as usize;
         (&TABLE[place], hash as u32 ^ (self.number / PLACES as u64) as u32)
     }
@@ -64,6 +64,13 @@ impl Part {
         let noted = place.load(Relaxed);
         (noted >> 32) as u32 == name && now.number() < noted as u32
     }
+}
+
+/// Has each bit of a number depend on all of them, as the finalizer of SplitMix64 does (Steele et al., 2014).
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ bits >> 31
 }
 
 /// A span of a file of so many bytes has been read just now.
@@ -123,6 +130,18 @@ mod tests {
         assert_eq!((find(file, wrap, 5), find(file, 0, 5)), (0, 5));
         note(file, 3 * wrap, wrap..wrap + BLOCK);
         assert_eq!((find(file, wrap, 5), find(file, 0, 5)), (5, 0));
+    }
+
+    #[test]
+    fn a_page_is_no_block_and_a_block_no_page_wherever_they_stand() {
+        let size = PLACES as u64 * BLOCK;
+        for read in [PAGE, BLOCK, 48 << 20] {
+            let file = number();
+            note(file, size, 0..read);
+            assert_eq!(find(file, 0, size), read);
+            let found = (read..size).step_by(PAGE as usize).find(|&at| find(file, at, PAGE) > 0);
+            assert_eq!(found, None);
+        }
     }
 
     #[test]

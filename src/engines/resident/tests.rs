@@ -295,6 +295,11 @@ fn of_what_nothing_is_told_there_is_what_was_read_lately_by_anybody() {
     assert_eq!(short(&file), 0);
     resident.begin(&file, 0, 1 << 20);
     assert_eq!(resident.coming(), 0);
+    was_read(&file, 300_000..301_000);
+    assert_eq!((short(&file), resident.find(&file, 300_000, 10_000, true)), (0, 303_104 - 300_000));
+    // Of another before it in the same answer.
+    resident.coming = PIECE;
+    assert_eq!((resident.find(&file, 0, 5, true), resident.coming()), (0, 0));
     reader.read(&file, 100_000..400_000);
     // Both its first page and its last have come.
     assert_eq!(resident.find(&file, 100_000, 1 << 20, false), 401_408 - 100_000);
@@ -312,4 +317,17 @@ fn where_the_kernel_tells_nothing_is_noted() {
     let file = Arc::new(Source::on_disk(file.into(), 1 << 20, &Ledger::default()));
     Resident::default().read(&file, 0..1 << 20);
     assert_eq!(Resident::default().find(&file, 0, 1 << 20, false), 0);
+}
+
+#[test]
+fn a_file_system_that_knows_no_reads_that_do_not_wait_tells_nothing() {
+    // As overlayfs knows none; but that must be mounted.
+    let Ok(file) = File::open("/sys/kernel/uevent_seqnum") else { return };
+    let file = Arc::new(Source::on_disk(file.into(), 5, &Ledger::default()));
+    if byte(file.as_fd(), 0) == Err(Errno::OPNOTSUPP) {
+        assert!(matches!(residence(&file), Residence::Untold(_)));
+        assert!(is_cold(file.as_fd(), 5));
+        assert_eq!(readable(file.as_fd(), 0, 5), None);
+        assert_eq!(Resident::default().find(&file, 0, 5, true), 0);
+    }
 }

@@ -389,7 +389,7 @@ impl Loop<'_> {
         slot.in_flight = Some(operation);
         let entry = entry.user_data(Mark { operation, key }.into());
         // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
-        // and thus in place; or it is a byte that is never freed, nor read by anybody. Neither is touched nor
+        // and thus in place; or it is bytes that are never freed, nor read by anybody. Neither is touched nor
         // dropped while `in_flight` is set, but by `settle`, when the send is done: `turn` and the task's
         // next step only come with the completion, and a slot is only freed by the completion of its close,
         // when nothing of it is in flight. If the loop ends before that, its drop leaks them. Receive buffers

@@ -227,7 +227,7 @@ impl Loop<'_> {
     }
 
     /// A span of a file has come into the page cache, as its last byte says. Should it not be there all the
-    /// same, it is read into a buffer.
+    /// same, it is read for nobody.
     pub(super) fn file_fetched(&mut self, key: Key, result: i32) -> io::Result<()> {
         match result {
             1.. => slot(&mut self.slots, key).task = Task::FileFetched,
