@@ -69,7 +69,7 @@ impl Resident {
         let len = len.min(SPAN_MAX);
         let found = match residence(file) {
             Residence::InMemory => return len,
-            // As long as that is trusted anyhow.
+            // Not noted again here, or it would be trusted for longer.
             Residence::Untold(number) => return recent::find(number, at, len),
             Residence::Told => self.look(file.as_fd(), at, len, may_begin),
         };
