@@ -32,7 +32,8 @@ import workloads  # noqa: E402
 
 SERVER_CPU, CLIENT_CPU = 0, 1
 # Answers of these have a length that is known before.
-WORKLOADS = ["tiny", "1k", "browser", "8k", "1k-c512", "64k", "many", "304", "404", "head", "range", "gzip"]
+WORKLOADS = ["tiny", "1k", "browser", "8k", "1k-c512", "64k", "many", "304", "404", "head", "range", "gzip",
+             "mixed", "httparena"]
 CALLS = "raw_syscalls:sys_enter"
 
 
@@ -51,10 +52,12 @@ def requests_file(workload, port, root, scratch):
     requests = measure.prepare(workload, port)
     measure.check(workload, requests, root, port)
     connection = measure.Connection(port)
-    text = struct.pack("=I", len(requests))
-    for request in requests:
+    shares = [ask.share for ask in workload.asks()]
+    text = struct.pack("=I", sum(shares))
+    for request, share in zip(requests, shares):
         connection.send(request)
-        text += struct.pack("=II", len(request), connection.answer(workload.method)[3]) + request
+        answer = connection.answer(workload.method)[3]
+        text += (struct.pack("=II", len(request), answer) + request) * share
     connection.close()
     path = scratch / f"{workload.name}-{port}"
     path.write_bytes(text)
@@ -130,6 +133,8 @@ def markdown(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workloads", default=",".join(WORKLOADS), metavar="A,B", help="default: %(default)s")
+    parser.add_argument("--servers", default=",".join(servers.PEERS), metavar="A,B",
+                        help="beside nginx; those not installed are left out (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration", type=float, default=1, metavar="SECONDS")
     parser.add_argument("--root", type=Path, help="keep the files here (default: a temporary directory)")
@@ -138,6 +143,9 @@ def main():
     settings = parser.parse_args()
     if unknown := set(settings.workloads.split(",")) - set(WORKLOADS):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    others = [name for name in settings.servers.split(",") if name]
+    if unknown := set(others) - set(servers.PEERS):
+        parser.error(f"no such server: {', '.join(sorted(unknown))}")
     for tool in "nginx", "cc", "taskset":
         if not shutil.which(tool):
             parser.error(f"{tool} is not on PATH: install it")
@@ -145,7 +153,8 @@ def main():
     if not program.exists():
         parser.error(f"{program} is not there: cargo build --release")
     options = "--workers 1 --root {root} --host 127.0.0.1 --port {port}"
-    launches = {name: servers.PEERS[name] for name in ("nginx", "limit")}
+    launches = {name: servers.PEERS[name] for name in dict.fromkeys(["nginx", *others])
+                if servers.installed(name)}
     for engine in "uring", "epoll":
         launches[engine] = servers.subject(f"{program} --engine {engine} {options}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)

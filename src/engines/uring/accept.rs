@@ -17,7 +17,7 @@ use crate::clock::Tick;
 use crate::engines::{AcceptError, PauseNote};
 use crate::serve::Worker;
 
-use super::operation::{Key, Mark, Operation};
+use super::operation::{ASIDE, Key, Mark, Operation};
 use super::ring::Ring;
 
 /// Below so much room for connections a multishot accept is not used, for it cannot be told when to stop:
@@ -251,10 +251,9 @@ impl Acceptor {
         if std::mem::replace(&mut self.cancelled, true) {
             return Ok(());
         }
-        let cancel = Mark { operation: Operation::Cancel, key: Key::NONE };
         for number in 0..ONE_SHOTS {
             if self.one_shots[number].in_flight || (self.multishot && number == 0) {
-                let entry = opcode::AsyncCancel::new(mark(number)).build().user_data(cancel.into());
+                let entry = opcode::AsyncCancel::new(mark(number)).build().user_data(ASIDE.into());
                 // SAFETY: a cancellation points to nothing.
                 unsafe { ring.push(&entry) }?;
             }

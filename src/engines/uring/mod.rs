@@ -35,7 +35,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed, OpenHow};
 use io_uring::{cqueue, opcode, squeue};
@@ -51,7 +51,7 @@ use crate::shutdown::Phase;
 use crate::sys::Area;
 
 use self::accept::Acceptor;
-use self::operation::{Key, Mark, Operation};
+use self::operation::{ASIDE, Key, Mark, Operation};
 pub use self::probe::trials;
 use self::receive::receive;
 use self::ring::{Completion, Ring};
@@ -144,6 +144,8 @@ struct Slot {
 struct Installed {
     socket: OwnedFd,
     resident: Resident,
+    /// When the ring was told to read ahead, if that is what it is waited for.
+    begun: Option<Instant>,
 }
 
 impl Drop for Installed {
@@ -274,7 +276,7 @@ impl Loop<'_> {
     fn complete(&mut self, completion: Completion) -> io::Result<()> {
         let Mark { operation, key } = completion.user_data.into();
         match operation {
-            Operation::Cancel => return Ok(()),
+            Operation::Aside => return Ok(()),
             Operation::Signal => return self.drain(),
             Operation::Timer => return self.timer.ended(completion.result),
             Operation::Accept => return self.accepted(key.index, completion),
@@ -327,7 +329,7 @@ impl Loop<'_> {
                 self.acceptor.connection_ended();
                 Ok(())
             }
-            Operation::Cancel | Operation::Signal | Operation::Timer | Operation::Accept => {
+            Operation::Aside | Operation::Signal | Operation::Timer | Operation::Accept => {
                 unreachable!("dealt with above")
             }
         }
@@ -562,8 +564,7 @@ impl Loop<'_> {
     }
 
     fn cancel(&mut self, mark: Mark) -> io::Result<()> {
-        let cancel = Mark { operation: Operation::Cancel, key: Key::NONE };
-        let entry = opcode::AsyncCancel::new(mark.into()).build().user_data(cancel.into());
+        let entry = opcode::AsyncCancel::new(mark.into()).build().user_data(ASIDE.into());
         // SAFETY: a cancellation points to nothing.
         unsafe { self.ring.push(&entry) }
     }
@@ -663,8 +664,7 @@ impl Loop<'_> {
 
 impl Drop for Loop<'_> {
     /// Cut short, or broken, there may be operations in flight. The kernel ends them, and closes the sockets,
-    /// some time after the ring is closed; so the memory it works on must stay where it is, and is given up
-    /// instead of freed.
+    /// some time after the ring is closed; so the memory it works on must stay, and is given up, not freed.
     fn drop(&mut self) {
         calls::connections_ended(self.connections);
         if self.connections > 0 || self.acceptor.is_in_flight() {

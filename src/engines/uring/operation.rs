@@ -42,8 +42,9 @@ pub enum Operation {
     Signal,
     /// Waiting for a moment.
     Timer,
-    /// Cancelling or changing another; its own result is of no interest.
-    Cancel,
+    /// Cancelling or changing another, or beginning with what another waits for; its own result is of no
+    /// interest.
+    Aside,
 }
 
 impl Operation {
@@ -66,7 +67,7 @@ impl Operation {
         Operation::Accept,
         Operation::Signal,
         Operation::Timer,
-        Operation::Cancel,
+        Operation::Aside,
     ];
 }
 
@@ -100,6 +101,9 @@ pub struct Mark {
     /// Whose.
     pub key: Key,
 }
+
+/// Of what is done for another operation.
+pub const ASIDE: Mark = Mark { operation: Operation::Aside, key: Key::NONE };
 
 impl From<Mark> for u64 {
     fn from(mark: Mark) -> u64 {

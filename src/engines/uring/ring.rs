@@ -5,6 +5,7 @@ use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -158,9 +159,18 @@ impl Ring {
     /// Whatever memory the entry points to must stay valid and in place, and must not be touched otherwise,
     /// until its completion has been reaped.
     pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { self.push_linked(from_ref(entry)) }
+    }
+
+    /// The same for operations that are linked to each other, and so must be submitted together.
+    ///
+    /// # Safety
+    /// As for [`Ring::push`], for each entry.
+    pub unsafe fn push_linked(&mut self, entries: &[squeue::Entry]) -> io::Result<()> {
         loop {
-            // SAFETY: the caller's promise is the one `push` asks for.
-            if unsafe { self.uring.submission().push(entry) }.is_ok() {
+            // SAFETY: the caller's promise is the one `push_multiple` asks for.
+            if unsafe { self.uring.submission().push_multiple(entries) }.is_ok() {
                 return Ok(());
             }
             let result = self.uring.submit();

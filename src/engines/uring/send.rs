@@ -6,15 +6,16 @@
 //! reads no more than the last byte: when that has come, the rest has as a rule ([`Resident`] looks), and
 //! leaves without having been copied. So the disk holds up nobody else. The kernel reads ahead from there,
 //! and so does sendfile(2). Where the file system knows no reads that do not wait, and where a part had come
-//! before, the ring reads a piece for nobody, which then leaves from the page cache all the same. No buffer
-//! is ever held while a client is waited for. Only so many may have the disk read at once, the others
-//! wait for a *place* ([`Files`]): when the disk's own queue is full, the kernel makes even who must not wait
-//! do so.
+//! before, the ring has the kernel read a piece ahead; and where that is slow, it reads it for nobody, which
+//! takes a copy but leaves nothing out. No buffer is ever held while a client is waited for. Only so many may
+//! have the disk read at once, the others wait for a *place* ([`Files`]): when the disk's own queue is full,
+//! the kernel makes even who must not wait do so.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use crate::engines::transfer::{Sent, send_now};
 use crate::http::{Chunk, Source};
 use crate::serve::Want;
 
-use super::operation::{Key, Operation};
+use super::operation::{ASIDE, Key, Mark, Operation};
 use super::{Installed, Loop, Slot, Task, live, slot};
 
 /// Spans of files that may be on their way from the disk at once: at first, at the least, and at the most.
@@ -49,6 +50,9 @@ const BEGINNINGS: usize = 4;
 const FILE_BUFFER: usize = 64 * 1024;
 /// Bytes that are read at once for nobody. The kernel copies them, and with more at once others wait longer.
 const PASSED_MAX: usize = 128 * 1024;
+/// A disk is quick from which so many pieces in a row have come within this time.
+const QUICK_ROW: usize = 64;
+const QUICK: Duration = Duration::from_millis(10);
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// What is no longer an empty socket takes at once, as a rule: so much it may hold by net.ipv4.tcp_wmem.
@@ -108,18 +112,26 @@ impl Loop<'_> {
                         }
                         return Ok(());
                     }
-                    if let Some(Installed { resident, .. }) = slot.installed.as_deref_mut() {
+                    if let Some(Installed { resident, begun, .. }) = slot.installed.as_deref_mut() {
                         if resident.coming() == 0 && !is_called {
                             files.begin(resident, file, at, len);
                         }
                         files.call(&mut slot.task, line);
-                        let coming = resident.coming();
-                        let (operation, entry) = if coming > 0 && !is_fetched {
-                            (Operation::FileFetch, pass_over(file.as_fd(), at + coming - 1, 1))
-                        } else {
-                            (Operation::FileRead, pass_over(file.as_fd(), at, len).flags(files.flags()))
-                        };
-                        return self.submit(key, operation, entry);
+                        let (file, flags, coming) = (file.as_fd(), files.flags(), resident.coming());
+                        if is_fetched {
+                            let entry = pass_over(file, at, len).flags(flags);
+                            return self.submit(key, Operation::FileRead, entry);
+                        }
+                        if coming > 0 {
+                            let entry = pass_over(file, at + coming - 1, 1);
+                            return self.submit(key, Operation::FileFetch, entry);
+                        }
+                        *begun = Some(Instant::now());
+                        slot.in_flight = Some(Operation::FileFetch);
+                        let entries = read_ahead(file, at, len, flags, key);
+                        // SAFETY: the last one points to bytes that are never freed, nor read by anybody, the
+                        // others to nothing.
+                        return unsafe { self.ring.push_linked(&entries) };
                     }
                     slot.task = files.take_buffer(line);
                 }
@@ -171,7 +183,7 @@ impl Loop<'_> {
             return self.carry_out(key, Want::Close);
         }
         slot(&mut self.slots, key).installed =
-            Some(Box::new(Installed { socket: descriptor, resident: Resident::default() }));
+            Some(Box::new(Installed { socket: descriptor, resident: Resident::default(), begun: None }));
         self.send(key)
     }
 
@@ -179,7 +191,8 @@ impl Loop<'_> {
     /// submission; what waits, for more room in the socket or for a disk, is submitted.
     fn send_now(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        let Installed { socket, resident } = slot.installed.as_deref_mut().expect("the caller has looked");
+        let Installed { socket, resident, .. } =
+            slot.installed.as_deref_mut().expect("the caller has looked");
         let may_begin = self.files.may_begin();
         let (sent, progress) = send_now(&*socket, &mut slot.outbox, |file, at, len| {
             resident.find(file, at, len, may_begin && len < HEAVY_MIN)
@@ -227,10 +240,20 @@ impl Loop<'_> {
     }
 
     /// A span of a file has come into the page cache, as its last byte says. Should it not be there all the
-    /// same, it is read for nobody.
+    /// same, it is read for nobody. Where the kernel does not tell, it is taken to be there if the disk is
+    /// quick: what stands before the last byte, and yet comes after it, is then not long in coming.
     pub(super) fn file_fetched(&mut self, key: Key, result: i32) -> io::Result<()> {
+        let slot = slot(&mut self.slots, key);
+        let begun = slot.installed.as_deref_mut().and_then(|installed| installed.begun.take());
         match result {
-            1.. => slot(&mut self.slots, key).task = Task::FileFetched,
+            1.. => {
+                slot.task = Task::FileFetched;
+                if begun.is_some_and(|begun| self.files.is_quick(begun.elapsed()))
+                    && let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])])
+                {
+                    resident::was_read(file, at..at + piece(len));
+                }
+            }
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
             // Shorter than was promised, or the disk has failed: the answer cannot be completed.
             _ => return self.carry_out(key, Want::Close),
@@ -342,12 +365,34 @@ pub(super) fn is_much_left(slot: &Slot) -> bool {
     matches!(slot.outbox.front(&mut []), Chunk::File { len, .. } if len >= HEAVY_MIN)
 }
 
+/// Bytes of a span that are read at once for nobody.
+fn piece(len: u64) -> u64 {
+    len.min(PASSED_MAX as u64)
+}
+
 /// Reads a piece of a file, for the kernel to have it in its page cache. Nobody looks at what that writes, so
 /// it has one place for all clients.
 pub(super) fn pass_over(file: BorrowedFd, at: u64, len: u64) -> squeue::Entry {
     static BYTES: [AtomicU8; PASSED_MAX] = [const { AtomicU8::new(0) }; PASSED_MAX];
-    let len = len.min(PASSED_MAX as u64) as u32;
+    let len = piece(len) as u32;
     opcode::Read::new(Fd(file.as_raw_fd()), BYTES.as_ptr().cast_mut().cast(), len).offset(at).build()
+}
+
+/// Has the kernel read a piece of a file into its page cache and copy nothing, in three steps, of which the
+/// next follows also where one fails. A read that has nowhere to write to fails once the first byte has come;
+/// by then the kernel reads ahead, as far as it thinks fit. Whatever of the piece that leaves out it is told
+/// to read. Then the last byte is waited for.
+fn read_ahead(file: BorrowedFd, at: u64, len: u64, flags: squeue::Flags, key: Key) -> [squeue::Entry; 3] {
+    let (of_file, len) = (Fd(file.as_raw_fd()), piece(len));
+    let read = opcode::Read::new(of_file, ptr::null_mut(), len as u32).offset(at).build();
+    let rest =
+        opcode::Fadvise::new(of_file, len as libc::off_t, libc::POSIX_FADV_WILLNEED).offset(at).build();
+    let mark = Mark { operation: Operation::FileFetch, key };
+    [
+        read.user_data(ASIDE.into()).flags(flags | squeue::Flags::IO_HARDLINK),
+        rest.user_data(ASIDE.into()).flags(squeue::Flags::IO_HARDLINK | squeue::Flags::SKIP_SUCCESS),
+        pass_over(file, at + len - 1, 1).user_data(mark.into()),
+    ]
 }
 
 /// Asks how much is in a socket's own queue.
@@ -409,6 +454,8 @@ pub(super) struct Files {
     begun: usize,
     /// Beginnings of this turn for which a place will be taken once the head before has been sent.
     promised: usize,
+    /// Pieces that have come quickly since the last that has not.
+    quick: usize,
 }
 
 /// Where clients wait for a place.
@@ -439,7 +486,7 @@ impl Default for Files {
     fn default() -> Files {
         let queues =
             [PLACES, UNKNOWN_PLACES].map(|places| Queue { places, taken: 0, waiting: VecDeque::new() });
-        Files { buffers: Vec::new(), queues, begun: 0, promised: 0 }
+        Files { buffers: Vec::new(), queues, begun: 0, promised: 0, quick: 0 }
     }
 }
 
@@ -485,6 +532,12 @@ impl Files {
         if resident.coming() > 0 || took > BEGIN_MAX {
             self.begun(took);
         }
+    }
+
+    /// Whether the disk is quick, now that a piece has taken so long to come.
+    fn is_quick(&mut self, took: Duration) -> bool {
+        self.quick = if took > QUICK { 0 } else { QUICK_ROW.min(self.quick + 1) };
+        self.quick == QUICK_ROW
     }
 
     /// Of a read. Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
@@ -586,6 +639,18 @@ mod tests {
         assert_eq!(files.next().unwrap().0.generation, 7);
         assert_eq!(files.next().unwrap().0.generation, 8);
         assert!(files.next().is_none() && files.may_begin());
+    }
+
+    #[test]
+    fn a_disk_is_quick_once_many_pieces_in_a_row_have_not_taken_long() {
+        let mut files = Files::default();
+        for _ in 0..2 {
+            for _ in 1..QUICK_ROW {
+                assert!(!files.is_quick(QUICK));
+            }
+            assert!(files.is_quick(QUICK) && files.is_quick(Duration::ZERO));
+            assert!(!files.is_quick(QUICK * 2));
+        }
     }
 
     #[test]

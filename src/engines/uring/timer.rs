@@ -13,7 +13,7 @@ use io_uring::types::Timespec;
 use crate::clock::Tick;
 
 use super::Loop;
-use super::operation::{Key, Mark, Operation};
+use super::operation::{ASIDE, Key, Mark, Operation};
 
 /// How often a draining thread looks whether it is to cut what is left.
 const CUT_CHECK: Duration = Duration::from_millis(100);
@@ -59,8 +59,7 @@ impl Loop<'_> {
         let time = &raw const *self.timer.time;
         let entry = if is_set {
             // Where it has ended at this moment, its completion has the next one set.
-            let mark = Mark { operation: Operation::Cancel, key: Key::NONE };
-            opcode::TimeoutUpdate::new(MARK.into(), time).build().user_data(mark.into())
+            opcode::TimeoutUpdate::new(MARK.into(), time).build().user_data(ASIDE.into())
         } else {
             opcode::Timeout::new(time).build().user_data(MARK.into())
         };
