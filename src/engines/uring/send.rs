@@ -127,6 +127,7 @@ impl Loop<'_> {
                             return self.submit(key, Operation::FileFetch, entry);
                         }
                         *begun = Some(Instant::now());
+                        debug_assert_eq!(slot.in_flight, None);
                         slot.in_flight = Some(Operation::FileFetch);
                         let entries = read_ahead(file, at, len, flags, key);
                         // SAFETY: the last one points to bytes that are never freed, nor read by anybody, the
