@@ -53,6 +53,8 @@ const PASSED_MAX: usize = 128 * 1024;
 /// A disk is quick from which so many pieces in a row have come within this time.
 const QUICK_ROW: usize = 64;
 const QUICK: Duration = Duration::from_millis(10);
+/// The same after the loop has had to wait for it.
+const WARY_ROW: usize = 64 * QUICK_ROW;
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// What is no longer an empty socket takes at once, as a rule: so much it may hold by net.ipv4.tcp_wmem.
@@ -195,9 +197,11 @@ impl Loop<'_> {
         let Installed { socket, resident, .. } =
             slot.installed.as_deref_mut().expect("the caller has looked");
         let may_begin = self.files.may_begin();
+        let before = Instant::now();
         let (sent, progress) = send_now(&*socket, &mut slot.outbox, |file, at, len| {
             resident.find(file, at, len, may_begin && len < HEAVY_MIN)
         });
+        self.files.has_sent(before.elapsed());
         if progress {
             self.seat.worker.progressed(&mut slot.conn);
         }
@@ -241,23 +245,22 @@ impl Loop<'_> {
     }
 
     /// A span of a file has come into the page cache, as its last byte says. Should it not be there all the
-    /// same, it is read for nobody. Where the kernel does not tell, it is taken to be there if the disk is
-    /// quick: what stands before the last byte, and yet comes after it, is then not long in coming.
+    /// same, or should that have failed, it is read for nobody. Where the kernel does not tell, it is taken
+    /// to be there if the disk is quick: then it does not take long should a part of it be missing.
     pub(super) fn file_fetched(&mut self, key: Key, result: i32) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let begun = slot.installed.as_deref_mut().and_then(|installed| installed.begun.take());
         match result {
-            1.. => {
-                slot.task = Task::FileFetched;
-                if begun.is_some_and(|begun| self.files.is_quick(begun.elapsed()))
-                    && let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])])
-                {
-                    resident::was_read(file, at..at + piece(len));
-                }
-            }
+            // Shorter than was promised: the answer cannot be completed.
+            0 => return self.carry_out(key, Want::Close),
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
-            // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            _ => return self.carry_out(key, Want::Close),
+            _ => slot.task = Task::FileFetched,
+        }
+        if result > 0
+            && begun.is_some_and(|begun| self.files.is_quick(begun.elapsed()))
+            && let Chunk::File { file, at, len } = slot.outbox.front(&mut [IoSlice::new(&[])])
+        {
+            resident::was_read(file, at..at + piece(len));
         }
         self.send(key)
     }
@@ -381,8 +384,8 @@ pub(super) fn pass_over(file: BorrowedFd, at: u64, len: u64) -> squeue::Entry {
 
 /// Has the kernel read a piece of a file into its page cache and copy nothing, in three steps, of which the
 /// next follows also where one fails. A read that has nowhere to write to fails once the first byte has come;
-/// by then the kernel reads ahead, as far as it thinks fit. Whatever of the piece that leaves out it is told
-/// to read. Then the last byte is waited for.
+/// if that was on the disk the kernel reads ahead, as far as it thinks fit. Whatever of the piece that leaves
+/// out it is told to read. Then the last byte is waited for.
 fn read_ahead(file: BorrowedFd, at: u64, len: u64, flags: squeue::Flags, key: Key) -> [squeue::Entry; 3] {
     let (of_file, len) = (Fd(file.as_raw_fd()), piece(len));
     let read = opcode::Read::new(of_file, ptr::null_mut(), len as u32).offset(at).build();
@@ -455,8 +458,8 @@ pub(super) struct Files {
     begun: usize,
     /// Beginnings of this turn for which a place will be taken once the head before has been sent.
     promised: usize,
-    /// Pieces that have come quickly since the last that has not.
-    quick: usize,
+    /// Pieces that are to come quickly, one after the other, until the disk is taken to be quick.
+    wary: usize,
 }
 
 /// Where clients wait for a place.
@@ -487,7 +490,7 @@ impl Default for Files {
     fn default() -> Files {
         let queues =
             [PLACES, UNKNOWN_PLACES].map(|places| Queue { places, taken: 0, waiting: VecDeque::new() });
-        Files { buffers: Vec::new(), queues, begun: 0, promised: 0, quick: 0 }
+        Files { buffers: Vec::new(), queues, begun: 0, promised: 0, wary: QUICK_ROW }
     }
 }
 
@@ -537,8 +540,15 @@ impl Files {
 
     /// Whether the disk is quick, now that a piece has taken so long to come.
     fn is_quick(&mut self, took: Duration) -> bool {
-        self.quick = if took > QUICK { 0 } else { QUICK_ROW.min(self.quick + 1) };
-        self.quick == QUICK_ROW
+        self.wary = if took > QUICK { self.wary.max(QUICK_ROW) } else { self.wary.saturating_sub(1) };
+        self.wary == 0
+    }
+
+    /// What was taken to be in memory has taken so long to be sent.
+    fn has_sent(&mut self, took: Duration) {
+        if took > QUICK {
+            self.wary = WARY_ROW;
+        }
     }
 
     /// Of a read. Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
@@ -645,13 +655,21 @@ mod tests {
     #[test]
     fn a_disk_is_quick_once_many_pieces_in_a_row_have_not_taken_long() {
         let mut files = Files::default();
-        for _ in 0..2 {
-            for _ in 1..QUICK_ROW {
+        let come = |files: &mut Files, pieces| {
+            for _ in 1..pieces {
                 assert!(!files.is_quick(QUICK));
             }
             assert!(files.is_quick(QUICK) && files.is_quick(Duration::ZERO));
-            assert!(!files.is_quick(QUICK * 2));
-        }
+        };
+        come(&mut files, QUICK_ROW);
+        assert!(!files.is_quick(QUICK * 2));
+        come(&mut files, QUICK_ROW);
+        files.has_sent(QUICK);
+        assert!(files.is_quick(QUICK));
+        // That the loop had to wait counts for more.
+        files.has_sent(QUICK * 2);
+        assert!(!files.is_quick(QUICK * 2));
+        come(&mut files, WARY_ROW);
     }
 
     #[test]
