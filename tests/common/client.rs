@@ -140,9 +140,11 @@ impl Client {
         self.response()
     }
 
-    /// Says that it will send nothing more.
+    /// Says that it will send nothing more, unless the server has reset the connection already.
     pub fn finish_sending(&mut self) {
-        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let said = self.stream.shutdown(std::net::Shutdown::Write);
+        said.or_else(|error| if error.kind() == ErrorKind::NotConnected { Ok(()) } else { Err(error) })
+            .unwrap();
     }
 
     /// Goes away without a goodbye: the server sees a reset.

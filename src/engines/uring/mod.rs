@@ -23,6 +23,9 @@
 #![allow(unsafe_code)]
 
 mod accept;
+mod fetch;
+mod files;
+mod load;
 mod operation;
 pub(super) mod probe;
 mod receive;
@@ -34,7 +37,7 @@ mod turns;
 use std::collections::VecDeque;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed, OpenHow};
@@ -48,19 +51,18 @@ use crate::http::outbox::PIECE;
 use crate::http::{Connection, Outbox};
 use crate::serve::Want;
 use crate::shutdown::Phase;
-use crate::sys::Area;
 
 use self::accept::Acceptor;
+use self::fetch::is_much_left;
+use self::files::{Files, Line};
 use self::operation::{ASIDE, Key, Mark, Operation};
 pub use self::probe::trials;
 use self::receive::receive;
 use self::ring::{Completion, Ring};
-use self::send::{Files, Line, Message, is_much_left};
+use self::send::Message;
 use self::timer::Timer;
 use self::turns::Turns;
-use super::helpers::list_aside;
-use super::resident::{Resident, is_cold, read_resident, take_in_short_spans};
-use super::session::load_at_once;
+use super::resident::{Resident, take_in_short_spans};
 use super::{Capabilities, Engine, Family, HEAVY_MIN, LIGHT_PER_HEAVY, Seat, Threads, calls};
 
 /// The table's row.
@@ -77,10 +79,6 @@ pub const ENGINE: Engine = Engine {
 
 /// Empty outboxes kept.
 const SPARE_MAX: usize = 256;
-/// Bytes of a file that are read for a load at once. Many disks may answer in one turn, and each read then
-/// copies what it asked for; and the first of a file has the kernel read ahead several times as much, for
-/// which it finds pages there and then.
-const READ_AT_ONCE: usize = 64 * 1024;
 /// How long a send waits where readiness cannot be waited for.
 const SEND_PAUSE: Duration = Duration::from_millis(50);
 /// How long until what cannot be cancelled at its deadline is looked at again.
@@ -355,23 +353,7 @@ impl Loop<'_> {
                 }
                 self.send(key)
             }
-            Want::Load(mut load) if self.loads >= self.seat.loads_max => {
-                // A look at what is known already need not wait for those who wait for a disk.
-                load.gather_nothing();
-                if load.is_a_look() && load_at_once(&mut load, false) {
-                    let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
-                    return self.carry_out(key, want);
-                }
-                self.seat.worker.put_off(&load);
-                slot.task = Task::LoadWaiting;
-                self.loads_waiting.push_back(key);
-                Ok(())
-            }
-            Want::Load(load) => {
-                slot.task = Task::Load(load, Box::new(OpenHow::new()));
-                self.loads += 1;
-                self.load(key)
-            }
+            Want::Load(load) => self.begin_load(key, load),
             Want::Shutdown => {
                 let entry = opcode::Shutdown::new(Fixed(key.index), libc::SHUT_WR).build();
                 self.submit(key, Operation::Shutdown, entry)
@@ -399,91 +381,6 @@ impl Loop<'_> {
         unsafe { self.ring.push(&entry) }
     }
 
-    /// Submits the next step of a load; goes on with its connection when there is none.
-    fn load(&mut self, key: Key) -> io::Result<()> {
-        let slot = slot(&mut self.slots, key);
-        let Task::Load(load, how) = &mut slot.task else { unreachable!("a load is under way") };
-        load.leave_if(is_cold);
-        let (operation, entry) = match load.next() {
-            Step::Open { root, path, flags, resolve } => {
-                **how = OpenHow::new().flags(u64::from(flags.bits())).resolve(resolve.bits());
-                let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const **how);
-                (Operation::Open, entry.build())
-            }
-            Step::Read { file, buffer, at } => {
-                let room = buffer.spare_capacity_mut();
-                let len = room.len().min(READ_AT_ONCE) as u32;
-                let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
-                (Operation::Read, entry.build())
-            }
-            // In the ring's own first attempt the kernel would write at once, however long that takes.
-            Step::Note { file, at } => {
-                (Operation::Read, send::pass_over(file, at, 1).flags(squeue::Flags::ASYNC))
-            }
-            // The kernel does it in a thread of its own.
-            Step::Gather(gathering) => {
-                let Ok(area) = gathering.prepare() else {
-                    load.gathered();
-                    return self.load(key);
-                };
-                let (at, len) = area.range();
-                let entry = opcode::Madvise::new(at.as_ptr().cast(), len as libc::off_t, Area::ADVICE);
-                (Operation::Gather, entry.build())
-            }
-            // No operation of a ring does that.
-            Step::List(listing) => {
-                list_aside(listing);
-                load.listed();
-                return self.load(key);
-            }
-            Step::Done => {
-                let Task::Load(load, _) = std::mem::replace(&mut slot.task, Task::None) else {
-                    unreachable!()
-                };
-                self.loads -= 1;
-                let want = self.seat.worker.loaded(&mut slot.conn, load.finish(), &mut slot.outbox);
-                return self.carry_out(key, want);
-            }
-        };
-        self.submit(key, operation, entry)
-    }
-
-    /// A step of a load is done.
-    fn loaded(&mut self, key: Key, operation: Operation, result: i32) -> io::Result<()> {
-        let Task::Load(load, _) = &mut slot(&mut self.slots, key).task else {
-            unreachable!("a load is under way")
-        };
-        let number = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
-        if operation == Operation::Open {
-            // SAFETY: the ring has opened it for us just now, and nobody else knows of it.
-            load.opened(number.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
-        } else if operation == Operation::Gather {
-            load.gathered();
-        } else if matches!(load.next(), Step::Note { .. }) {
-            load.noted();
-        } else {
-            let Step::Read { buffer, .. } = load.next() else { unreachable!("a read was under way") };
-            let read = number.map(|n| n as usize);
-            let filled = buffer.len() + read.as_ref().copied().unwrap_or(0);
-            // SAFETY: the ring has written so many bytes behind those there were, within the capacity.
-            unsafe { buffer.set_len(filled) };
-            load.read(read);
-            return self.load(key);
-        }
-        // Many may have opened theirs in one turn, and reading begins with what the kernel reads ahead.
-        if load.size() >= HEAVY_MIN && matches!(load.next(), Step::Read { .. }) {
-            self.await_turn(key);
-            return Ok(());
-        }
-        // What is in memory needs no submission.
-        if let Step::Read { file, buffer, at } = load.next()
-            && let Some(read) = read_resident(file, buffer, at, usize::MAX, true, self.files.may_begin())
-        {
-            load.read(Ok(read));
-        }
-        self.load(key)
-    }
-
     /// Puts off the next step of a load or of sending, in which a disk may be made to begin, until its turn
     /// among what a heavy completion brings, which is as much to do.
     fn await_turn(&mut self, key: Key) {
@@ -496,21 +393,7 @@ impl Loop<'_> {
 
     /// Those who waited for a load or a place of somebody else's get theirs, and pauses end.
     fn wake_waiting(&mut self) -> io::Result<()> {
-        // Not all at once: a thousand may by now be answered from the cache.
-        for _ in 0..LIGHT_PER_HEAVY {
-            if self.loads >= self.seat.loads_max {
-                break;
-            }
-            let Some(key) = self.loads_waiting.pop_front() else { break };
-            if let Some(slot) = live(&mut self.slots, key)
-                && let Task::LoadWaiting = slot.task
-            {
-                // Somebody may have loaded the same meanwhile, so it begins with a look at the cache.
-                slot.task = Task::None;
-                let want = self.seat.worker.turn(&mut slot.conn, &[], &mut slot.outbox);
-                self.carry_out(key, want)?;
-            }
-        }
+        self.call_loads()?;
         let paused = if self.paused_until > self.seat.worker.clock.now() {
             Vec::new()
         } else {
