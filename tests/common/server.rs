@@ -13,6 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::client::{Client, Response, request};
 use super::{PATIENCE, Site};
 
+const MOUNT_DISK: &str = r#"mount -o loop,ro "$2" "$0""#;
+const MOUNT_OVERLAY: &str = r#"mount -t overlay -o lowerdir="$0:$1" site "$0""#;
+
 /// A command line of the program, before it is started.
 pub struct Setup {
     pub command: Command,
@@ -51,11 +54,23 @@ impl Setup {
     /// The program where the site is on overlayfs, as what is within a container's image is. Nobody else sees
     /// it so.
     pub fn on_overlayfs(site: &Site) -> Setup {
+        Setup::with_mounts(MOUNT_OVERLAY, site, Path::new("none"))
+    }
+
+    /// The program where the site is on a disk of its own, made of a file; or on overlayfs above that.
+    pub fn on_disk(site: &Site, disk: &Path, is_overlaid: bool) -> Setup {
+        let mount_both = format!("{MOUNT_DISK} && {MOUNT_OVERLAY}");
+        Setup::with_mounts(if is_overlaid { &mount_both } else { MOUNT_DISK }, site, disk)
+    }
+
+    /// The program with mounts that a script makes for it alone: of the root `$0`, an empty folder `$1` and a
+    /// disk `$2`.
+    fn with_mounts(script: &str, site: &Site, disk: &Path) -> Setup {
         let nothing = site.outside().join("nothing");
         std::fs::create_dir_all(&nothing).unwrap();
         let mut command = Command::new("/usr/bin/unshare");
-        let script = "mount -t overlay -o lowerdir=\"$0:$1\" site \"$0\" && shift && exec \"$@\"";
-        command.args(["--mount", "/bin/sh", "-c", script]).arg(site.root()).arg(nothing);
+        let script = format!("{script} && shift 2 && exec \"$@\"");
+        command.args(["--mount", "/bin/sh", "-c", &script]).args([site.root(), &nothing, disk]);
         command.arg(env!("CARGO_BIN_EXE_ringserve"));
         Setup::of(command)
     }

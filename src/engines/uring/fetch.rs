@@ -110,7 +110,6 @@ impl Loop<'_> {
         }
         if result <= 0 {
             // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            self.files.give_back(&mut slot.task);
             return self.carry_out(key, Want::Close);
         }
         let mut slices = [IoSlice::new(&[])];
@@ -137,10 +136,7 @@ impl Loop<'_> {
         match result {
             1.. => slot.outbox.sent(result as u64),
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
-            _ => {
-                self.files.give_back(&mut slot.task);
-                return self.carry_out(key, Want::Close);
-            }
+            _ => return self.carry_out(key, Want::Close),
         }
         if result as usize == filled {
             let is_over = !matches!(slot.outbox.front(&mut [IoSlice::new(&[])]), Chunk::File { .. });
