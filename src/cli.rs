@@ -381,6 +381,7 @@ impl Args {
                 send_timeout: self.send_timeout,
                 head_max: self.head_size,
                 keep_alive: self.keep_alive == Switch::On,
+                ..Limits::default()
             },
             grace_period: self.grace_period,
             shutdown_delay: self.shutdown_delay,

@@ -20,7 +20,7 @@ use crate::content::cache::Budget;
 use crate::content::site::Rules;
 use crate::descriptors::{self, Descriptors};
 use crate::doors::Doors;
-use crate::engines::{AUTO, Engine, Seat, Start, Threads};
+use crate::engines::{AUTO, BACKLOG, Engine, Seat, Start, Threads};
 use crate::host::{self, ALLOW_MEMLOCK};
 use crate::observe::access_log::{self, AccessLog};
 use crate::observe::admin::Admin;
@@ -31,8 +31,6 @@ use crate::serve::Worker;
 use crate::shutdown::{ENDING, Phase, Shutdown};
 use crate::sys;
 
-/// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
-const BACKLOG: i32 = 4096;
 /// Files that a thread may be loading at once, however many descriptors there are.
 const LOADS_MAX: usize = 32;
 /// Memory of so many bytes and more is not kept when it is free. It is what bodies are read into that do not
@@ -284,7 +282,7 @@ impl Launcher {
                     // A thread that ends while the others serve has failed; they finish what they have begun.
                     if let Err(error) = result {
                         failure = Some(error);
-                        if !self.shutdown.is_cut() {
+                        if self.shutdown.phase() == Phase::Serving {
                             next_phase = self.drain(&mut doors);
                         }
                     }
@@ -418,14 +416,14 @@ pub(crate) fn bind(host: &str, port: u16, count: usize) -> Result<Vec<TcpListene
     if count > 1 {
         first.set_reuse_port(true).map_err(cannot)?;
     }
-    first.listen(BACKLOG).map_err(cannot)?;
+    first.listen(BACKLOG as i32).map_err(cannot)?;
     let mut listeners = vec![TcpListener::from(first)];
     let address = listeners[0].local_addr().map_err(cannot)?;
     while listeners.len() < count {
         let socket = socket_for(address).map_err(cannot)?;
         socket.set_reuse_port(true).map_err(cannot)?;
         socket.bind(&address.into()).map_err(cannot)?;
-        socket.listen(BACKLOG).map_err(cannot)?;
+        socket.listen(BACKLOG as i32).map_err(cannot)?;
         listeners.push(socket.into());
     }
     Ok(listeners)

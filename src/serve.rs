@@ -44,7 +44,7 @@ pub enum Want {
     Read,
     /// The outbox sent.
     Send {
-        /// Nothing is wanted behind it but the end: the send may be linked to a close.
+        /// Nothing is wanted behind it but the end.
         then_close: bool,
     },
     /// A target loaded.
@@ -180,7 +180,7 @@ impl Worker {
     #[inline]
     pub fn turn(&mut self, conn: &mut Connection, input: &[u8], out: &mut Outbox) -> Want {
         if conn.is_lingering() {
-            conn.wait_for_end(self.clock.now());
+            conn.wait_for_end(self.clock.now(), &self.limits);
             return Want::Read;
         }
         if input.is_empty() && !conn.has_leftovers() {
@@ -191,6 +191,7 @@ impl Worker {
 
     /// A target is loaded; the request that waited for it stands at the front of what the connection holds.
     pub fn loaded(&mut self, conn: &mut Connection, loaded: Loaded, out: &mut Outbox) -> Want {
+        self.tally.add(Counter::Loads, 1);
         self.store.with(|cache| cache.insert(&loaded, self.clock.now()));
         self.answer_all(conn, &[], out, Some(loaded))
     }
@@ -204,7 +205,8 @@ impl Worker {
     /// The deadline has passed.
     pub fn late(&mut self, conn: &mut Connection, out: &mut Outbox) -> Want {
         if !conn.is_receiving() {
-            self.tally.add(Counter::IdleTimeouts, 1);
+            let is_idle = conn.is_idle() && !self.draining.is_on();
+            self.tally.add(Counter::IdleTimeouts, u64::from(is_idle));
             return Want::Close;
         }
         self.tally.add(Counter::HeaderTimeouts, 1);
@@ -330,11 +332,10 @@ impl Worker {
         match (conn.ending(), load) {
             (Ending::Close, _) => Want::Close,
             (Ending::Linger, _) => {
-                conn.wait_for_end(now);
+                conn.wait_for_end(now, &self.limits);
                 Want::Shutdown
             }
             (Ending::Not, Some(load)) => {
-                self.tally.add(Counter::Loads, 1);
                 conn.wait_for_load();
                 Want::Load(load)
             }
@@ -549,4 +550,71 @@ fn find_in<'a>(
 /// The request line itself is too long, or the fields are (RFC 9112 section 3, RFC 6585 section 5).
 fn too_large(head: &[u8], max: usize) -> Status {
     if head[..max.min(head.len())].contains(&b'\n') { Status::FieldsTooLarge } else { Status::UriTooLong }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::Step;
+    use crate::content::site::Rules;
+    use crate::http::Chunk;
+    use crate::observe::counters::Board;
+    use std::io::{ErrorKind, IoSlice};
+
+    /// A worker of an empty folder, and where what it counts can be read.
+    fn worker() -> (tempfile::TempDir, Worker, Board) {
+        let folder = tempfile::tempdir().unwrap();
+        let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
+        let budget = Budget { bytes: 1 << 20, descriptors: 8, fresh_for: Duration::from_secs(1) };
+        let board = Board::new().unwrap();
+        let (limits, draining) = (Limits::default(), Draining::default());
+        (folder, Worker::new(site, budget, limits, draining, None, board.tally(0)), board)
+    }
+
+    fn send_all(out: &mut Outbox) {
+        let mut slices = [IoSlice::new(&[]); 4];
+        while let Chunk::Memory { slices: count, .. } = out.front(&mut slices) {
+            let len = slices[..count].iter().map(|slice| slice.len() as u64).sum();
+            out.sent(len);
+            slices = [IoSlice::new(&[]); 4];
+        }
+    }
+
+    #[test]
+    fn a_load_that_is_put_off_counts_once() {
+        let (_folder, mut worker, board) = worker();
+        let (mut conn, mut out) = (Connection::new(None), Outbox::default());
+        worker.accepted(&mut conn);
+        let want = worker.turn(&mut conn, b"GET /none HTTP/1.1\r\nHost: h\r\n\r\n", &mut out);
+        let Want::Load(load) = want else { panic!("{want:?}") };
+        worker.put_off(&load);
+        let want = worker.turn(&mut conn, &[], &mut out);
+        let Want::Load(mut load) = want else { panic!("{want:?}") };
+        assert!(matches!(load.next(), Step::Open { .. }));
+        load.opened(Err(ErrorKind::NotFound.into()));
+        assert!(matches!(load.next(), Step::Done));
+        let want = worker.loaded(&mut conn, load.finish(), &mut out);
+        assert!(matches!(want, Want::Send { then_close: false }), "{want:?}");
+        worker.tally.publish();
+        assert_eq!((board.total(Counter::Loads), board.total(Counter::Answered4xx)), (1, 1));
+    }
+
+    #[test]
+    fn who_is_given_up_counts_as_idle_only_if_he_has_asked_for_nothing() {
+        let (_folder, mut worker, board) = worker();
+        let mut idle_timeouts = |bytes: &[u8]| {
+            let (mut conn, mut out) = (Connection::new(None), Outbox::default());
+            worker.accepted(&mut conn);
+            if !bytes.is_empty() {
+                assert!(matches!(worker.turn(&mut conn, bytes, &mut out), Want::Send { .. }));
+                send_all(&mut out);
+                assert!(matches!(worker.turn(&mut conn, &[], &mut out), Want::Shutdown));
+            }
+            assert!(matches!(worker.late(&mut conn, &mut out), Want::Close));
+            worker.tally.publish();
+            board.total(Counter::IdleTimeouts)
+        };
+        assert_eq!(idle_timeouts(b"no request\r\n\r\n"), 0);
+        assert_eq!(idle_timeouts(b""), 1);
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use ringserve::engines::SIMPLEST;
 use rustix::process::Signal;
 
 use crate::common::{
@@ -44,6 +45,20 @@ fn it_tells_what_was_counted() {
         assert!(head.value("content-type").starts_with("application/openmetrics-text;"));
         assert_eq!(head.value("cache-control"), "no-store");
     });
+}
+
+/// Whoever asks behind him, with a time limit of his own, is not to take the server for dead.
+#[test]
+fn who_does_not_leave_holds_up_nobody_for_long() {
+    let site = Site::new();
+    let server = Server::start(SIMPLEST, &site, &["--admin", "127.0.0.1:0"]);
+    let port = server.admin_port();
+    let mut stays = Client::connect(port);
+    assert_eq!(stays.get("/healthz").status, 200);
+    stays.send_pieces_aside(vec![b"x".to_vec(); 120], Duration::from_millis(100));
+    let begin = Instant::now();
+    assert_eq!(ask(port, "/healthz").0, 200);
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -44,7 +44,7 @@ const TRUSTED: [FsWord; 8] = [
     0xca45_1a4e, // bcachefs
 ];
 
-/// Whether what is open lies in a file system whose `stat` can be relied on, and is not waited for.
+/// Whether what is open lies in one of these. To find out may be to wait, where it does not.
 pub(super) fn is_trusted(file: impl AsFd) -> bool {
     fstatfs(file).is_ok_and(|system| TRUSTED.contains(&system.f_type))
 }

@@ -83,6 +83,7 @@ impl Default for Rules {
 #[derive(Debug)]
 pub struct Site {
     root: OwnedFd,
+    is_local: bool,
     rules: Rules,
     ledger: Ledger,
     changes: Arc<Changes>,
@@ -110,6 +111,7 @@ impl Site {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(rustix::fs::CWD, root, flags, Mode::empty())?;
         Ok(Site {
+            is_local: directory::is_trusted(&root),
             root,
             shelves: Shelves::new(rules.memory_files_max.div_ceil(2)),
             rules,
@@ -134,6 +136,17 @@ impl Site {
     /// The root, for `openat2(2)`.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Whether the root lies in a file system of this machine. Of others, such as one of a network or of user
+    /// space (FUSE), even a call that is not to wait may have to.
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// Whether what is open lies in a file system whose `stat` can be relied on, and is not waited for.
+    pub(super) fn trusts(&self, file: impl AsFd) -> bool {
+        self.is_local && directory::is_trusted(file)
     }
 
     /// Whether reading is noted down.

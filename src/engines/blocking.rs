@@ -25,12 +25,10 @@ use crate::shutdown::{Phase, Shutdown};
 
 use super::one_client::{self, LOOK_UP};
 use super::session::Desk;
-use super::{AcceptError, Capabilities, Engine, Family, Seat, Threads, always_available, calls};
+use super::{AcceptError, CUT_CHECK, Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
 /// A client that asks for nothing may hold the others up this long.
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
-/// How often the end of the server looks whether it is to cut off the client being served.
-const CUT_CHECK: Duration = Duration::from_millis(50);
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {

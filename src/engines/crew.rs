@@ -8,12 +8,7 @@ use rustix::net::Shutdown;
 use crate::shutdown::Phase;
 
 use super::one_client::{self, Client};
-use super::{AcceptError, PauseNote, Seat, calls};
-
-/// How long accepting pauses unless a client leaves before.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How often the end of the server looks whether it is to cut off who is left.
-const CUT_CHECK: Duration = Duration::from_millis(50);
+use super::{ACCEPT_PAUSE, AcceptError, CUT_CHECK, PauseNote, Seat, calls, next_waiting};
 
 /// Those who serve, one for each client.
 pub trait Crew {
@@ -64,7 +59,7 @@ pub fn serve_all(seat: &mut Seat, crew: &mut impl Crew) -> io::Result<()> {
     // Who waits in the backlog already has a connection as far as he can tell, and is served.
     seat.listener.set_nonblocking(true)?;
     while !seat.shutdown.is_cut()
-        && let Ok(client) = one_client::accept(&seat.listener, seat.worker.wants_peers())
+        && let Some(client) = next_waiting(|| one_client::accept(&seat.listener, seat.worker.wants_peers()))
     {
         if let Err(error) = crew.start(seat, client) {
             tracing::warn!("a client at the end of the backlog is lost: {error}");

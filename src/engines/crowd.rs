@@ -33,14 +33,12 @@ use crate::shutdown::{Phase, Shutdown};
 
 use super::helpers::{Done, Helpers, Job};
 use super::session::{Desk, Session, Wait};
-use super::{AcceptError, HEAVY_MIN, LIGHT_PER_HEAVY, PauseNote, Seat, calls};
+use super::{
+    ACCEPT_PAUSE, AcceptError, CUT_CHECK, HEAVY_MIN, LIGHT_PER_HEAVY, PauseNote, Seat, calls, next_waiting,
+};
 
 /// Clients accepted before those already there have their turn.
 const ACCEPTS_MAX: usize = 64;
-/// How long accepting pauses when there is no descriptor left, unless a connection ends before.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How often a draining thread looks whether it is to cut what is left.
-const CUT_CHECK: Duration = Duration::from_millis(100);
 
 /// A place in the slab, and which of the connections that have had this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -427,7 +425,7 @@ impl<'a, W: Watch> Crowd<'a, W> {
     /// served.
     pub fn drain(&mut self) -> io::Result<()> {
         debug_assert!(self.seat.shutdown.phase() > Phase::Serving);
-        while let Ok((socket, peer)) = self.accept_one() {
+        while let Some((socket, peer)) = next_waiting(|| self.accept_one()) {
             self.open(socket, peer);
         }
         if self.accepting == Accepting::Yes {

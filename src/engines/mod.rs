@@ -63,6 +63,12 @@ pub static ENGINES: &[Engine] = &[
 const LIGHT_PER_HEAVY: usize = 32;
 /// To load or to send on so many bytes of a file is as much to do as answering many requests.
 const HEAVY_MIN: u64 = 64 * 1024;
+/// Clients the kernel may have waiting for us to accept them; it takes no more than net.core.somaxconn.
+pub const BACKLOG: usize = 4096;
+/// How long accepting pauses when there is no room for another connection, unless one ends before.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How often a draining thread looks whether it is to cut what is left.
+const CUT_CHECK: Duration = Duration::from_millis(50);
 
 /// The engine `auto` takes where the kernel permits it, and the one it takes elsewhere.
 pub const AUTO: (&Engine, &Engine) = (&uring::ENGINE, &epoll::ENGINE);
@@ -83,8 +89,9 @@ pub struct Engine {
     pub threads: Threads,
     /// What the model cannot do.
     pub capabilities: Capabilities,
-    /// Whether [`Counter::SystemCalls`](crate::observe::counters::Counter) has all of its system calls. The
-    /// calls that a runtime makes of itself are not seen.
+    /// Whether [`Counter::SystemCalls`](crate::observe::counters::Counter) has all of its system calls for
+    /// what is in the cache. The calls that a runtime makes of itself are not seen. With none are those seen
+    /// by which the content is looked at and held, once in a while.
     pub runtime_counted: bool,
     /// Whether this kernel lets it run: tried, not guessed from a version.
     pub available: fn() -> Result<(), Refusal>,
@@ -232,6 +239,18 @@ impl PauseNote {
             tracing::warn!("accepting pauses, for there is no room for another connection: {why}");
         }
     }
+}
+
+/// The next who waits in the backlog when the server ends, if anybody does. Who has gone is passed over.
+fn next_waiting<T>(mut accept: impl FnMut() -> Result<T, Errno>) -> Option<T> {
+    for _ in 0..BACKLOG {
+        match accept() {
+            Ok(client) => return Some(client),
+            Err(errno) if AcceptError::of(errno) == AcceptError::Passing => {}
+            Err(_) => break,
+        }
+    }
+    None
 }
 
 /// What an error of `accept(2)` means for the accepting.

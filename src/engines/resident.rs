@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FsWord, fstatfs};
+use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::clock::Tick;
@@ -170,12 +170,23 @@ fn residence(file: &Source) -> Residence {
     file.residence(|| found_out(file.as_fd(), file.size()))
 }
 
+/// Whether there are reads of a file that do not wait for a disk.
+pub fn is_told(file: &Source) -> bool {
+    !matches!(residence(file), Residence::Untold(_))
+}
+
+/// The same of one of so many bytes that was just opened. At its end there is nothing to wait for.
+pub fn tells(file: BorrowedFd, size: u64) -> bool {
+    byte(file, size) != Err(Errno::OPNOTSUPP)
+}
+
 fn found_out(file: BorrowedFd, size: u64) -> Residence {
-    // At its end there is nothing to wait for.
-    match byte(file, size) {
-        Err(Errno::OPNOTSUPP) if is_on_tmpfs(file) => Residence::InMemory,
-        Err(Errno::OPNOTSUPP) => Residence::Untold(recent::number()),
-        _ => Residence::Told,
+    if tells(file, size) {
+        Residence::Told
+    } else if is_on_tmpfs(file) {
+        Residence::InMemory
+    } else {
+        Residence::Untold(recent::number())
     }
 }
 
@@ -394,7 +405,18 @@ fn has_come(file: BorrowedFd, at: u64, len: u64) -> Option<bool> {
 /// Whether a file is in memory, as all of its file system: that knows no read that does not wait, and has
 /// nothing to wait for.
 fn is_on_tmpfs(file: BorrowedFd) -> bool {
-    fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC)
+    /// Devices that hold another file system: one of user space may take its time to say what it is.
+    static OTHERS: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+    let Ok(device) = fstat(file).map(|stat| stat.st_dev) else { return false };
+    let other = &OTHERS[device as usize % OTHERS.len()];
+    if other.load(Relaxed) == device {
+        return false;
+    }
+    let is_it = fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
+    if !is_it {
+        other.store(device, Relaxed);
+    }
+    is_it
 }
 
 /// How many bytes of a span, from its start, have been read (mincore(2)). To who neither owns the file nor

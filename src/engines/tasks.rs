@@ -20,12 +20,8 @@ use crate::serve::Worker;
 use crate::shutdown::Shutdown;
 
 use super::helpers::{Done, Job};
-use super::{Seat, calls};
+use super::{CUT_CHECK, Seat, calls};
 
-/// How long accepting pauses when there is no descriptor left, unless a connection ends before.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How often a draining thread looks whether it is to cut what is left.
-const CUT_CHECK: Duration = Duration::from_millis(100);
 /// Threads that wait for disks.
 pub const DISK_THREADS: usize = 16;
 

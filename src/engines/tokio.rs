@@ -32,8 +32,11 @@ use tokio::task::{LocalSet, spawn_local, yield_now};
 use crate::http::Connection;
 
 use super::session::{Desk, Session, Wait};
-use super::tasks::{ACCEPT_PAUSE, DISK_THREADS, Room, register, run_aside, unless};
-use super::{AcceptError, Capabilities, Engine, Family, PauseNote, Seat, Threads, always_available, calls};
+use super::tasks::{DISK_THREADS, Room, register, run_aside, unless};
+use super::{
+    ACCEPT_PAUSE, AcceptError, Capabilities, Engine, Family, PauseNote, Seat, Threads, always_available,
+    calls, next_waiting,
+};
 
 /// The table's row. What the runtime does of itself is not counted.
 pub const ENGINE: Engine = Engine {
@@ -71,7 +74,7 @@ async fn serve_all(seat: &Seat) -> io::Result<()> {
     let accepting = accept_all(&seat.listener, seat.connections_max, &room);
     unless(accepting, shutdown.readable()).await.transpose()?;
     // Who waits in the backlog already has a connection as far as he can tell, and is served.
-    while accept_one(&seat.listener, &room).is_ok() {}
+    while next_waiting(|| accept_one(&seat.listener, &room)).is_some() {}
     calls::shutdown(&seat.listener, Shutdown::Both)?;
     room.empty().await;
     Ok(())

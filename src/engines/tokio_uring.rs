@@ -44,10 +44,12 @@ use crate::serve::{READ_MAX, Want};
 use super::helpers::{Done, Job};
 use super::resident::take_in_short_spans;
 use super::session::load_at_once;
-use super::tasks::{ACCEPT_PAUSE, Room, register, run_aside, unless};
+use super::tasks::{Room, register, run_aside, unless};
 use super::transfer::queued;
 use super::uring::probe;
-use super::{AcceptError, Capabilities, Engine, Family, PauseNote, Refusal, Seat, Threads, calls};
+use super::{
+    ACCEPT_PAUSE, AcceptError, Capabilities, Engine, Family, PauseNote, Refusal, Seat, Threads, calls,
+};
 
 /// The table's row. What the runtime does of itself is not counted.
 pub const ENGINE: Engine = Engine {

@@ -17,8 +17,6 @@ use super::reply::Persistence;
 pub const BODY_MAX: u64 = 64 * 1024;
 /// How long a closing connection waits for the next bytes of a client that is still sending.
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
-/// How long it reads and drops in all.
-const LINGER_MAX: Duration = Duration::from_secs(10);
 /// A send that is stuck is looked at so many times within its timeout.
 const SEND_CHECKS: u32 = 8;
 
@@ -31,6 +29,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Without any progress of a send.
     pub send_timeout: Duration,
+    /// In which what a client still sends behind the last answer is read and dropped.
+    pub linger_timeout: Duration,
     /// Bytes of a head.
     pub head_max: usize,
     /// Whether connections may persist at all.
@@ -43,6 +43,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             send_timeout: Duration::from_secs(30),
+            linger_timeout: Duration::from_secs(10),
             head_max: 16 * 1024,
             keep_alive: true,
         }
@@ -280,10 +281,10 @@ impl Connection {
     }
 
     /// Sets the deadline of the lingering close; called again whenever bytes have been dropped.
-    pub fn wait_for_end(&mut self, now: Tick) {
+    pub fn wait_for_end(&mut self, now: Tick, limits: &Limits) {
         let until = match self.stage {
             Stage::Linger { until } => until,
-            _ => now.after(LINGER_MAX),
+            _ => now.after(limits.linger_timeout),
         };
         self.stage = Stage::Linger { until };
         self.deadline = now.after(LINGER_PAUSE).min(until);

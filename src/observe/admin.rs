@@ -23,7 +23,7 @@ use crate::observe::metrics::{self, Overview};
 use crate::serve::Worker;
 use crate::shutdown::{Draining, Shutdown};
 
-/// How long one client may hold up the next.
+/// How long one client may hold up the next in each stage: asking, being answered, going.
 const PATIENCE: Duration = Duration::from_secs(2);
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -74,6 +74,7 @@ impl Admin {
             header_timeout: PATIENCE,
             idle_timeout: PATIENCE,
             send_timeout: PATIENCE,
+            linger_timeout: PATIENCE,
             keep_alive: false,
             ..Limits::default()
         };

@@ -35,7 +35,7 @@ macro_rules! counters {
 }
 
 counters! {
-    SystemCalls "system_calls" "System calls made by the engine's threads."
+    SystemCalls "system_calls" "System calls of the engine's threads for what is in the cache."
     Enters "ring_enters" "Of these, calls of io_uring_enter(2)."
     Submissions "ring_submissions" "Submission queue entries handed to the kernel."
     Completions "ring_completions" "Completion queue entries taken from it."

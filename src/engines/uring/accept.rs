@@ -5,7 +5,6 @@
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use io_uring::opcode;
 use io_uring::types::{DestinationSlot, Fd};
@@ -14,7 +13,7 @@ use rustix::process::{Resource, getrlimit};
 use socket2::{SockAddr, SockAddrStorage};
 
 use crate::clock::Tick;
-use crate::engines::{AcceptError, PauseNote};
+use crate::engines::{ACCEPT_PAUSE, AcceptError, BACKLOG, PauseNote};
 use crate::serve::Worker;
 
 use super::operation::{ASIDE, Key, Mark, Operation};
@@ -25,12 +24,8 @@ use super::ring::Ring;
 const MULTISHOT_ROOM: usize = 4096;
 /// Accepts in flight where each takes one client.
 const ONE_SHOTS: usize = 16;
-/// Clients that may wait in the backlog when the server ends.
-const BACKLOG: usize = 4096;
 /// IORING_MAX_FIXED_FILES
 const FILES_MAX: u64 = 1 << 20;
-/// How long accepting pauses when the kernel has no room for another socket, unless a connection ends before.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// Accepts connections into direct descriptors.
 pub struct Acceptor {
@@ -217,7 +212,7 @@ impl Acceptor {
             _ if errno == Errno::CANCELED => {}
             (Phase::Accepting, AcceptError::Exhausted) => {
                 self.note.pause(worker, &errno.to_string());
-                self.phase = Phase::Paused(worker.clock.now().after(PAUSE));
+                self.phase = Phase::Paused(worker.clock.now().after(ACCEPT_PAUSE));
             }
             (Phase::Accepting, AcceptError::Broken) => return Err(errno.into()),
             _ => {}

@@ -20,10 +20,10 @@ use io_uring::{opcode, squeue};
 
 use crate::engines::HEAVY_MIN;
 use crate::engines::resident;
-use crate::http::Chunk;
+use crate::http::{Chunk, Source};
 use crate::serve::Want;
 
-use super::files::Line;
+use super::files::{Line, read_flags};
 use super::operation::{ASIDE, Key, Mark, Operation};
 use super::send::send_flags;
 use super::{Installed, Loop, Slot, Task, live, slot};
@@ -53,17 +53,17 @@ impl Loop<'_> {
                     files.begin(resident, file, at, len);
                 }
                 files.call(&mut slot.task, line);
-                let (file, flags, coming) = (file.as_fd(), files.flags(), resident.coming());
+                let (flags, coming) = (files.flags(file), resident.coming());
                 if is_fetched {
-                    let entry = pass_over(file, at, len).flags(flags);
+                    let entry = pass_over(file.as_fd(), at, len).flags(flags);
                     return self.submit(key, Operation::FileRead, entry);
                 }
                 if coming > 0 {
-                    let entry = pass_over(file, at + coming - 1, 1);
+                    let entry = pass_over(file.as_fd(), at + coming - 1, 1);
                     return self.submit(key, Operation::FileFetch, entry);
                 }
                 *begun = Some(Instant::now());
-                debug_assert_eq!(slot.in_flight, None);
+                assert_eq!(slot.in_flight, None);
                 slot.in_flight = Some(Operation::FileFetch);
                 let entries = read_ahead(file, at, len, flags, key);
                 // SAFETY: the last one points to bytes that are never freed, nor read by anybody, the others
@@ -75,7 +75,7 @@ impl Loop<'_> {
         let Task::File(_, buffer, _) = &mut slot.task else { unreachable!("it was just put there") };
         let len = len.min(buffer.len() as u64) as u32;
         let entry = opcode::Read::new(Fd(file.as_fd().as_raw_fd()), buffer.as_mut_ptr(), len).offset(at);
-        let entry = entry.build().flags(files.flags());
+        let entry = entry.build().flags(files.flags(file));
         self.submit(key, Operation::FileRead, entry)
     }
 
@@ -194,8 +194,8 @@ pub(super) fn pass_over(file: BorrowedFd, at: u64, len: u64) -> squeue::Entry {
 /// next follows also where one fails. A read that has nowhere to write to fails once the first byte has come;
 /// if that was on the disk the kernel reads ahead, as far as it thinks fit. Whatever of the piece that leaves
 /// out it is told to read. Then the last byte is waited for.
-fn read_ahead(file: BorrowedFd, at: u64, len: u64, flags: squeue::Flags, key: Key) -> [squeue::Entry; 3] {
-    let (of_file, len) = (Fd(file.as_raw_fd()), piece(len));
+fn read_ahead(file: &Source, at: u64, len: u64, flags: squeue::Flags, key: Key) -> [squeue::Entry; 3] {
+    let (of_file, len) = (Fd(file.as_fd().as_raw_fd()), piece(len));
     let read = opcode::Read::new(of_file, ptr::null_mut(), len as u32).offset(at).build();
     let rest =
         opcode::Fadvise::new(of_file, len as libc::off_t, libc::POSIX_FADV_WILLNEED).offset(at).build();
@@ -203,6 +203,6 @@ fn read_ahead(file: BorrowedFd, at: u64, len: u64, flags: squeue::Flags, key: Ke
     [
         read.user_data(ASIDE.into()).flags(flags | squeue::Flags::IO_HARDLINK),
         rest.user_data(ASIDE.into()).flags(squeue::Flags::IO_HARDLINK | squeue::Flags::SKIP_SUCCESS),
-        pass_over(file, at + len - 1, 1).user_data(mark.into()),
+        pass_over(file.as_fd(), at + len - 1, 1).user_data(mark.into()).flags(read_flags(file)),
     ]
 }

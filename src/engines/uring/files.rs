@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use io_uring::squeue;
 
 use crate::engines::HEAVY_MIN;
-use crate::engines::resident::Resident;
+use crate::engines::resident::{self, Resident};
 use crate::http::Source;
 
 use super::Task;
@@ -47,8 +47,10 @@ pub(super) struct Files {
     begun: usize,
     /// Beginnings of this turn for which a place will be taken once the head before has been sent.
     promised: usize,
-    /// Pieces that are to come quickly, one after the other, until the disk is taken to be quick.
+    /// Pieces that are still to come quickly, one after the other, until the disk is taken to be quick; and how
+    /// many that is each time that one does not.
     wary: usize,
+    row: usize,
 }
 
 /// Where clients wait for a place.
@@ -59,6 +61,17 @@ pub(super) enum Line {
     /// Their socket has no descriptor of the process, so that it is not known whether there is anything to
     /// wait for.
     Unknown,
+}
+
+/// Of a read. The kernel tries at once what can be done without waiting; where the file system does not know
+/// such reads, one of its threads is to do it from the start.
+pub(super) fn read_flags(file: &Source) -> squeue::Flags {
+    flags_where(resident::is_told(file))
+}
+
+/// Of what the kernel can do at once or tell that it cannot, or maybe not.
+pub(super) fn flags_where(is_told: bool) -> squeue::Flags {
+    if is_told { squeue::Flags::empty() } else { squeue::Flags::ASYNC }
 }
 
 /// Places, and who waits for one.
@@ -79,7 +92,7 @@ impl Default for Files {
     fn default() -> Files {
         let queues =
             [PLACES, UNKNOWN_PLACES].map(|places| Queue { places, taken: 0, waiting: VecDeque::new() });
-        Files { buffers: Vec::new(), queues, begun: 0, promised: 0, wary: QUICK_ROW }
+        Files { buffers: Vec::new(), queues, begun: 0, promised: 0, wary: QUICK_ROW, row: QUICK_ROW }
     }
 }
 
@@ -145,20 +158,23 @@ impl Files {
 
     /// Whether the disk is quick, now that a piece has taken so long to come.
     pub(super) fn is_quick(&mut self, took: Duration) -> bool {
-        self.wary = if took > QUICK { self.wary.max(QUICK_ROW) } else { self.wary.saturating_sub(1) };
+        self.wary = if took > QUICK { self.row } else { self.wary.saturating_sub(1) };
+        if self.wary == 0 {
+            self.row = QUICK_ROW;
+        }
         self.wary == 0
     }
 
     /// What was taken to be in memory has taken so long to be sent.
     pub(super) fn has_sent(&mut self, took: Duration) {
         if took > QUICK {
-            self.wary = WARY_ROW;
+            (self.wary, self.row) = (WARY_ROW, WARY_ROW);
         }
     }
 
     /// Of a read. Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
-    pub(super) fn flags(&self) -> squeue::Flags {
-        if self.is_any_awaited() { squeue::Flags::ASYNC } else { squeue::Flags::empty() }
+    pub(super) fn flags(&self, file: &Source) -> squeue::Flags {
+        if self.is_any_awaited() { squeue::Flags::ASYNC } else { read_flags(file) }
     }
 
     /// Whether anybody waits because there is no place.
@@ -278,8 +294,13 @@ mod tests {
         assert!(files.is_quick(QUICK));
         // That the loop had to wait counts for more.
         files.has_sent(QUICK * 2);
+        for _ in 0..WARY_ROW / 2 {
+            assert!(!files.is_quick(QUICK));
+        }
         assert!(!files.is_quick(QUICK * 2));
         come(&mut files, WARY_ROW);
+        assert!(!files.is_quick(QUICK * 2));
+        come(&mut files, QUICK_ROW);
     }
 
     #[test]

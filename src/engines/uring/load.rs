@@ -9,12 +9,13 @@ use io_uring::{opcode, squeue};
 
 use crate::content::{Load, Step};
 use crate::engines::helpers::list_aside;
-use crate::engines::resident::{is_cold, read_resident};
+use crate::engines::resident::{is_cold, read_resident, tells};
 use crate::engines::session::load_at_once;
 use crate::engines::{HEAVY_MIN, LIGHT_PER_HEAVY};
 use crate::sys::Area;
 
 use super::fetch::pass_over;
+use super::files::flags_where;
 use super::operation::{Key, Operation};
 use super::{Loop, Task, live, slot};
 
@@ -49,17 +50,19 @@ impl Loop<'_> {
         let slot = slot(&mut self.slots, key);
         let Task::Load(load, how) = &mut slot.task else { unreachable!("a load is under way") };
         load.leave_if(is_cold);
+        let size = load.size();
         let (operation, entry) = match load.next() {
             Step::Open { root, path, flags, resolve } => {
                 **how = OpenHow::new().flags(u64::from(flags.bits())).resolve(resolve.bits());
                 let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const **how);
-                (Operation::Open, entry.build())
+                let flags = flags_where(self.seat.worker.site().is_local());
+                (Operation::Open, entry.build().flags(flags))
             }
             Step::Read { file, buffer, at } => {
                 let room = buffer.spare_capacity_mut();
                 let len = room.len().min(READ_AT_ONCE) as u32;
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
-                (Operation::Read, entry.build())
+                (Operation::Read, entry.build().flags(flags_where(tells(file, size))))
             }
             // In the ring's own first attempt the kernel would write at once, however long that takes.
             Step::Note { file, at } => (Operation::Read, pass_over(file, at, 1).flags(squeue::Flags::ASYNC)),

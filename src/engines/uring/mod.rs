@@ -63,7 +63,7 @@ use self::send::Message;
 use self::timer::Timer;
 use self::turns::Turns;
 use super::resident::{Resident, take_in_short_spans};
-use super::{Capabilities, Engine, Family, HEAVY_MIN, LIGHT_PER_HEAVY, Seat, Threads, calls};
+use super::{Capabilities, Engine, Family, HEAVY_MIN, LIGHT_PER_HEAVY, Seat, Threads, calls, next_waiting};
 
 /// The table's row.
 pub const ENGINE: Engine = Engine {
@@ -261,7 +261,7 @@ impl Loop<'_> {
             Operation::FileFetch | Operation::FileRead => {
                 live(&mut self.slots, key).is_some_and(|slot| is_much_left(slot))
             }
-            // As much as is sent at once, so there is more.
+            // As much as is sent at once, so there is more as a rule.
             Operation::Send => completion.result as usize == PIECE,
             Operation::Open | Operation::Read => live(&mut self.slots, key).is_some_and(|slot| {
                 let Task::Load(load, _) = &mut slot.task else { return false };
@@ -369,7 +369,7 @@ impl Loop<'_> {
     /// Queues an operation of a connection.
     fn submit(&mut self, key: Key, operation: Operation, entry: squeue::Entry) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
-        debug_assert_eq!(slot.in_flight, None);
+        assert_eq!(slot.in_flight, None);
         slot.in_flight = Some(operation);
         let entry = entry.user_data(Mark { operation, key }.into());
         // SAFETY: what an entry points to belongs to the slot: its outbox's memory or its task, on the heap
@@ -495,7 +495,9 @@ impl Loop<'_> {
         self.seat.listener.set_nonblocking(true)?;
         let mut free = 0;
         let wants_peers = self.seat.worker.wants_peers();
-        while let Ok((stream, peer)) = calls::accept(&self.seat.listener, SocketFlags::empty(), wants_peers) {
+        while let Some((stream, peer)) =
+            next_waiting(|| calls::accept(&self.seat.listener, SocketFlags::empty(), wants_peers))
+        {
             while self.slots.get(free).is_some_and(Option::is_some) {
                 free += 1;
             }

@@ -47,6 +47,9 @@ pub enum Operation {
     Aside,
 }
 
+// What is not named there is no operation to who reads a mark.
+const _: () = assert!(Operation::ALL.len() == Operation::Aside as usize + 1);
+
 impl Operation {
     const ALL: [Operation; 19] = [
         Operation::Receive,

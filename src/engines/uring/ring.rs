@@ -24,9 +24,10 @@ pub const BUFFER_GROUP: u16 = 0;
 pub const BUFFERS: u16 = 256;
 /// The kernel's own threads that may wait for a ring's files at once, and for anything else. Left alone, it
 /// takes up to four for each CPU of the machine, however few of them are ours, and for anything else as many
-/// as the user may have processes; each counts as a process of the container. A disk is kept busy by so many,
-/// as by the helpers that `epoll` has; for anything else none is wanted, for sockets are polled.
-const KERNEL_THREADS_MAX: [u32; 2] = [16, 4];
+/// as the user may have processes; each counts as a process of the container. Of files there are more than
+/// may wait for a disk at once, in a place or in a load: who ends a socket or opens a file of another disk
+/// needs one, too, and is not to wait for those. For anything else none is wanted, for sockets are polled.
+const KERNEL_THREADS_MAX: [u32; 2] = [160, 4];
 
 /// The steps of the set-up, in their order. The engine relies on each.
 pub const STEPS: [&str; 3] = ["io_uring_setup", "IORING_REGISTER_FILES2", "IORING_REGISTER_PBUF_RING"];

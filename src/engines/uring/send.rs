@@ -26,7 +26,7 @@ use super::{Installed, Loop, Task, slot};
 /// `enum io_uring_socket_op`: what ioctl(2) calls SIOCOUTQ (tcp(7)).
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 /// What is no longer an empty socket takes at once, as a rule: so much it may hold by net.ipv4.tcp_wmem.
-const SHORT_MAX: usize = 16 * 1024;
+const PRESUMED_MAX: usize = 16 * 1024;
 /// Slices of one message.
 const SLICES: usize = 8;
 
@@ -81,7 +81,7 @@ impl Loop<'_> {
         };
         let slices = &slices[..count];
         let len = slices.iter().map(|slice| slice.len()).sum();
-        if len > SHORT_MAX || !slot.conn.is_heard_next() {
+        if len > PRESUMED_MAX || !slot.conn.is_heard_next() {
             return Ok(false);
         }
         // With WAITALL it has failed where it has not sent all, and only then there is a completion.

@@ -5,18 +5,16 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::time::Duration;
 
 use io_uring::opcode;
 use io_uring::types::Timespec;
 
 use crate::clock::Tick;
+use crate::engines::CUT_CHECK;
 
 use super::Loop;
 use super::operation::{ASIDE, Key, Mark, Operation};
 
-/// How often a draining thread looks whether it is to cut what is left.
-const CUT_CHECK: Duration = Duration::from_millis(100);
 const MARK: Mark = Mark { operation: Operation::Timer, key: Key::NONE };
 
 /// The timeout in flight.
