@@ -22,9 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::content::cache::{Budget, Lookup};
+use crate::content::cache::{Budget, Lookup, Place};
 use crate::content::{Cache, Entry, Load, Loaded, Site, Store, answer, path, store};
 use crate::http::connection::{Connection, Ending, Limits};
+use crate::http::negotiate::Coding;
 use crate::http::parse::{self, Refused};
 use crate::http::reply::Persistence;
 use crate::http::{Method, Outbox, Reply, Request, Status, negotiate};
@@ -466,85 +467,69 @@ fn find_in<'a>(
     path: &[u8],
     ready: Option<&'a Loaded>,
 ) -> Result<&'a Arc<Entry>, Box<Load>> {
-    let (now, unix_seconds) = (clock.now(), clock.unix_seconds());
     let ready = ready.filter(|loaded| *loaded.path == *path);
     if let Some(Loaded { entry, coding: Some(_), .. }) = ready {
         return Ok(entry);
     }
-    let mut place = None;
+    // What was loaded for this request need not be in the cache.
     let plain = match ready {
-        Some(loaded) => &loaded.entry,
-        None => match cache.get(path, None, now) {
-            Lookup::Fresh(found) if !site.is_to_be_read(cache.entry(found), request) => {
-                cache.entry(*place.insert(found))
-            }
-            Lookup::Fresh(found) => {
-                let known = cache.entry(found).clone();
-                let load = Load::plain(site, path, Some(known), unix_seconds);
-                return Err(Box::new(load.into_full(cache.is_full())));
-            }
-            Lookup::Stale(found, past) => {
-                let known = cache.entry(found);
-                let is_unchanged = match &**known {
-                    Entry::File(file) => site.is_unchanged(path, file, file, past, now),
-                    _ => false,
-                };
-                if !is_unchanged {
-                    let load = Load::plain(site, path, Some(known.clone()), unix_seconds);
-                    return Err(Box::new(load.after(past).into_full(cache.is_full())));
-                }
-                cache.renew(found, now);
-                cache.entry(*place.insert(found))
-            }
-            Lookup::Unknown => {
-                let load = Load::plain(site, path, None, unix_seconds);
-                return Err(Box::new(load.wanted_by(request).into_full(cache.is_full())));
-            }
-        },
+        Some(loaded) => Err(&loaded.entry),
+        None => Ok(known(site, cache, clock, request, path, None)?),
     };
-    let coding = match &**plain {
+    let found = plain.map_or_else(|loaded| loaded, |place| cache.entry(place));
+    let coding = match &**found {
         Entry::File(file) if request.has_accept_encoding && !file.siblings.is_empty() => {
             negotiate::choose(request.lines("accept-encoding"), file.siblings)
         }
         _ => None,
     };
-    if let Some(coding) = coding {
-        let plain = plain.clone();
-        return match cache.get(path, Some(coding), now) {
-            Lookup::Fresh(place) if !site.is_to_be_read(cache.entry(place), request) => {
-                Ok(cache.entry(place))
-            }
-            Lookup::Fresh(place) => {
-                let known = cache.entry(place).clone();
-                let load = Load::sibling(site, path, &plain, coding, Some(known), unix_seconds);
-                Err(Box::new(load.into_full(cache.is_full())))
-            }
-            Lookup::Stale(place, past) => {
-                let known = cache.entry(place);
-                let is_unchanged = match (&**known, &*plain) {
+    let Some(coding) = coding else {
+        return Ok(plain.map_or_else(|loaded| loaded, |place| cache.entry(place)));
+    };
+    let plain = found.clone();
+    let place = known(site, cache, clock, request, path, Some((coding, &plain)))?;
+    Ok(cache.entry(place))
+}
+
+/// Where the cache has what a path means, or the sibling in a coding of the plain file that it means; or the
+/// load that it takes to know.
+#[inline]
+fn known(
+    site: &Arc<Site>,
+    cache: &mut Cache,
+    clock: &Clock,
+    request: &Request,
+    path: &[u8],
+    sibling: Option<(Coding, &Arc<Entry>)>,
+) -> Result<Place, Box<Load>> {
+    let (now, unix_seconds) = (clock.now(), clock.unix_seconds());
+    let begin = |known| match sibling {
+        None => Load::plain(site, path, known, unix_seconds),
+        Some((coding, plain)) => Load::sibling(site, path, plain, coding, known, unix_seconds),
+    };
+    let load = match cache.get(path, sibling.map(|(coding, _)| coding), now) {
+        Lookup::Fresh(place) if !site.is_to_be_read(cache.entry(place), request) => return Ok(place),
+        Lookup::Fresh(place) => begin(Some(cache.entry(place).clone())),
+        Lookup::Stale(place, past) => {
+            let known = cache.entry(place);
+            let plain = sibling.map_or(known, |(_, plain)| plain);
+            let is_unchanged = match (&**known, &**plain) {
+                (Entry::File(file), Entry::File(plain)) => {
                     // Where the sibling had gone, the plain file stands in its place.
-                    (Entry::File(file), Entry::File(plain)) => {
-                        file.name != plain.name && site.is_unchanged(path, file, plain, past, now)
-                    }
-                    _ => false,
-                };
-                if !is_unchanged {
-                    let load = Load::sibling(site, path, &plain, coding, Some(known.clone()), unix_seconds);
-                    return Err(Box::new(load.after(past).into_full(cache.is_full())));
+                    (sibling.is_none() || file.name != plain.name)
+                        && site.is_unchanged(path, file, plain, past, now)
                 }
+                _ => false,
+            };
+            if is_unchanged {
                 cache.renew(place, now);
-                Ok(cache.entry(place))
+                return Ok(place);
             }
-            Lookup::Unknown => {
-                let load = Load::sibling(site, path, &plain, coding, None, unix_seconds);
-                Err(Box::new(load.wanted_by(request).into_full(cache.is_full())))
-            }
-        };
-    }
-    match place {
-        Some(place) => Ok(cache.entry(place)),
-        None => Ok(&ready.expect("as above").entry),
-    }
+            begin(Some(known.clone())).after(past)
+        }
+        Lookup::Unknown => begin(None).wanted_by(request),
+    };
+    Err(Box::new(load.into_full(cache.is_full())))
 }
 
 /// The request line itself is too long, or the fields are (RFC 9112 section 3, RFC 6585 section 5).

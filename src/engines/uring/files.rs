@@ -47,8 +47,8 @@ pub(super) struct Files {
     begun: usize,
     /// Beginnings of this turn for which a place will be taken once the head before has been sent.
     promised: usize,
-    /// Pieces that are still to come quickly, one after the other, until the disk is taken to be quick; and how
-    /// many that is each time that one does not.
+    /// Pieces that are still to come quickly, one after the other, until the disk is taken to be quick; and
+    /// how many that is each time that one does not.
     wary: usize,
     row: usize,
 }
