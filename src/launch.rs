@@ -38,6 +38,10 @@ const LOADS_MAX: usize = 32;
 const GIVEN_BACK_MIN: usize = 9 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
+/// How long a port may still be in use by a server that was killed: the kernel closes the sockets of a ring
+/// some time after its process has gone. And how often that is looked at.
+const ENDING_MAX: Duration = Duration::from_millis(500);
+const ENDING_CHECK: Duration = Duration::from_millis(10);
 /// The kernel is not to take more of an answer ahead than one part in so many of the memory there is.
 const UNSENT_SHARE: u64 = 256;
 /// It takes no more than that anyway.
@@ -369,7 +373,8 @@ impl Launcher {
 
     fn connections_max(&self, engine: &Engine) -> usize {
         let own = descriptors::OF_THREAD + engine.capabilities.own_descriptors;
-        let possible = self.descriptors.for_connections(own * self.threads(engine));
+        let admin = if self.options.admin.is_some() { Admin::DESCRIPTORS } else { 0 };
+        let possible = self.descriptors.for_connections(own * self.threads(engine) + admin);
         let limits = [self.options.connections_max, engine.capabilities.clients_max];
         limits.into_iter().flatten().fold(possible, usize::min)
     }
@@ -570,9 +575,16 @@ pub(crate) fn resolve(host: &str, port: u16) -> Result<SocketAddr, Obstacle> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<Socket> {
-    let socket = socket_for(address)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
+    let begin = Instant::now();
+    loop {
+        let socket = socket_for(address)?;
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begin.elapsed() < ENDING_MAX => {
+                std::thread::sleep(ENDING_CHECK);
+            }
+            result => return result.map(|()| socket),
+        }
+    }
 }
 
 fn socket_for(address: SocketAddr) -> io::Result<Socket> {

@@ -83,6 +83,27 @@ fn every_address_is_shown_with_a_line_of_its_own() {
     });
 }
 
+/// The kernel closes the sockets of a ring some time after its process has gone.
+#[test]
+fn who_was_killed_can_be_started_again_at_once() {
+    on_every_engine(|engine| {
+        let site = Site::with(&[("a.txt", "alpha\n")]);
+        let start = |port: u16| {
+            let args = ["--engine", engine.name, "--host", "127.0.0.1", "--port", &port.to_string()];
+            Setup::new().arg(site.root()).args(args).start()
+        };
+        let mut server = start(0);
+        for _ in 0..5 {
+            let mut client = server.connect();
+            assert_eq!(client.get("/a.txt").text(), "alpha\n");
+            let port = server.port;
+            // That is by SIGKILL.
+            drop(server);
+            server = start(port);
+        }
+    });
+}
+
 #[test]
 fn what_it_cannot_serve_is_one_line_and_exit_code_1() {
     let site = site();

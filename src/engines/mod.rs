@@ -73,8 +73,8 @@ const CUT_CHECK: Duration = Duration::from_millis(50);
 /// The engine `auto` takes where the kernel permits it, and the one it takes elsewhere.
 pub const AUTO: (&Engine, &Engine) = (&uring::ENGINE, &epoll::ENGINE);
 
-/// The engine for one client at a time.
-pub const SIMPLEST: &Engine = &blocking::ENGINE;
+/// For what few ask, beside the others: the simplest that has one thread serve several clients.
+pub const SIMPLEST: &Engine = &poll::ENGINE;
 
 /// An I/O model.
 #[derive(Debug)]

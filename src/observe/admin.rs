@@ -1,7 +1,7 @@
 //! What an operator's tools ask, at an address of its own: whether the server lives, whether it is ready, and
 //! what it has counted.
 //!
-//! It is served by the simplest of the engines, on a thread of its own, through the same HTTP code. It never
+//! It is served by one of the simple engines, on a thread of its own, through the same HTTP code. It never
 //! shares a port with the public, nor a thread with those who serve it: it answers while they are busy, and
 //! while they drain.
 
@@ -14,6 +14,7 @@ use crate::content::Site;
 use crate::content::cache::Budget;
 use crate::content::pages::{Page, Pages};
 use crate::content::site::Rules;
+use crate::descriptors::OF_THREAD;
 use crate::engines::{SIMPLEST, Seat};
 use crate::host;
 use crate::http::Status;
@@ -23,8 +24,10 @@ use crate::observe::metrics::{self, Overview};
 use crate::serve::Worker;
 use crate::shutdown::{Draining, Shutdown};
 
-/// How long one client may hold up the next in each stage: asking, being answered, going.
+/// How long a client may take for each stage: asking, being answered, going.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Clients at once. A probe must not wait behind others who take their time.
+const CLIENTS_MAX: usize = 32;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A listener that nobody is accepted at yet.
@@ -52,6 +55,9 @@ impl Admin {
         listener.map(Admin).map_err(cannot)
     }
 
+    /// Descriptors it takes, beside the listener.
+    pub const DESCRIPTORS: usize = CLIENTS_MAX + OF_THREAD;
+
     /// Where it listens.
     ///
     /// # Errors
@@ -69,7 +75,7 @@ impl Admin {
         let pages = Pages::new(move |path| page(&overview, path));
         let site = Arc::new(Site::of_pages(pages, rules)?);
         let budget = Budget { bytes: 0, descriptors: 1, fresh_for: Duration::ZERO };
-        // With connections that last, one client could keep all others away.
+        // With connections that last, a few clients could keep all others away.
         let limits = Limits {
             header_timeout: PATIENCE,
             idle_timeout: PATIENCE,
@@ -83,7 +89,7 @@ impl Admin {
             listener: self.0,
             worker,
             shutdown: Arc::new(Shutdown::new()?),
-            connections_max: 1,
+            connections_max: CLIENTS_MAX,
             loads_max: 1,
             start: Box::new(|| true),
         };
