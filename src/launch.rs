@@ -38,6 +38,8 @@ const LOADS_MAX: usize = 32;
 const GIVEN_BACK_MIN: usize = 9 << 10;
 /// Memory for files, where neither an option nor a control group says otherwise.
 const CACHE_SIZE: u64 = 256 << 20;
+/// How often it is looked whether another folder has come to have the root's name.
+const ROOT_CHECK: Duration = Duration::from_secs(1);
 /// How long a port may still be in use by a server that was killed: the kernel closes the sockets of a ring
 /// some time after its process has gone. And how often that is looked at.
 const ENDING_MAX: Duration = Duration::from_millis(500);
@@ -190,6 +192,7 @@ impl Launcher {
             }
         }
         tracing::info!("engine {}: {why}", engine.name);
+        self.watch_root()?;
         if let Some(admin) = admin {
             let overview = Overview {
                 engines,
@@ -206,6 +209,22 @@ impl Launcher {
         }
         self.announce(engine, &why, count, address);
         self.wait(count, inbox, doors)
+    }
+
+    /// Has a thread look for another folder of the root's name now and then.
+    fn watch_root(&self) -> Result<(), String> {
+        let (site, name) = (self.site.clone(), self.options.root.display().to_string());
+        let watch = move || {
+            loop {
+                std::thread::sleep(ROOT_CHECK);
+                // Where there is none at the moment, one may come.
+                if site.renew_root().unwrap_or(false) {
+                    tracing::info!("{name} is another folder now, and that is served");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("root".into()).spawn(watch);
+        thread.map(drop).map_err(|error| format!("cannot start a thread: {error}"))
     }
 
     /// Starts the threads and waits until each has all it needs. If one has not, none serves.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use twox_hash::XxHash3_128;
 
-use crate::common::{Client, HUGE, Server, Setup, Site, numbered_bytes, on_every_engine, serves_several};
+use crate::common::{
+    Client, HUGE, Server, Setup, Site, eventually, numbered_bytes, on_every_engine, serves_several,
+};
 
 mod common;
 
@@ -322,6 +324,41 @@ fn with_fresh_0_a_change_is_seen_at_once() {
             assert_eq!(client.get("/small.txt").text(), small);
             assert!(client.get("/large.txt").text() == large, "round {round}");
         }
+    });
+}
+
+/// A link that a deployment points elsewhere, or a folder that is made anew.
+#[test]
+fn another_folder_of_the_name_of_the_root_is_served_before_long() {
+    on_every_engine(|engine| {
+        let site = Site::new();
+        let place = |name: &str| site.outside().join(name);
+        let release = |name: &str, text: &str| {
+            fs::create_dir(place(name)).unwrap();
+            fs::write(place(name).join("a.txt"), text).unwrap();
+        };
+        let switch_to = |name: &str| {
+            symlink(name, place("next")).unwrap();
+            fs::rename(place("next"), place("current")).unwrap();
+        };
+        release("first", "one\n");
+        release("second", "two\n");
+        switch_to("first");
+        let args = ["--engine", engine.name, "--host", "127.0.0.1", "--port", "0"];
+        let server = Setup::new().arg(place("current")).args(args).start();
+        let is_served = |text: &str| server.get("/a.txt").text() == text;
+        let comes = |text: &str| {
+            eventually(text, || is_served(text));
+            // Whoever has it has it for good.
+            assert!((0..20).all(|_| is_served(text)));
+        };
+        comes("one\n");
+        switch_to("second");
+        comes("two\n");
+        fs::remove_dir_all(place("second")).unwrap();
+        eventually("404", || server.get("/a.txt").status == 404);
+        release("second", "three\n");
+        comes("three\n");
     });
 }
 

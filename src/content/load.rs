@@ -23,6 +23,7 @@ use super::cache::Past;
 use super::directory::{self, Listing, Stamp};
 use super::entry::{Entry, File, Identity, Parts};
 use super::loaded::Loaded;
+use super::root::Root;
 use super::site::Site;
 use super::step::Step;
 
@@ -39,6 +40,8 @@ const KEPT_MIN: u64 = 1024;
 #[derive(Debug)]
 pub struct Load {
     site: Arc<Site>,
+    /// As it was when this began.
+    root: Arc<Root>,
     path: Box<[u8]>,
     want: Want,
     /// What was known before; its bytes are kept if the file is still the same.
@@ -193,6 +196,7 @@ impl Load {
         let count = site.changes().count(path, want.coding());
         Load {
             site: site.clone(),
+            root: site.root(),
             path: path.into(),
             may_be_left: known.is_none(),
             want,
@@ -236,27 +240,27 @@ impl Load {
         match &mut self.state {
             State::Opening { name, target: None, .. } | State::Opening { target: Some(name), .. } => {
                 Step::Open {
-                    root: self.site.root(),
+                    root: self.root.as_fd(),
                     path: name,
                     flags: self.reading,
                     resolve: self.site.resolve(),
                 }
             }
             State::Probing { name, .. } => Step::Open {
-                root: self.site.root(),
+                root: self.root.as_fd(),
                 path: name,
                 flags: Site::OPEN,
                 resolve: self.site.resolve(),
             },
             State::Stamping { directory, .. } => Step::Open {
-                root: self.site.root(),
+                root: self.root.as_fd(),
                 path: directory,
                 flags: OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
                 resolve: self.site.resolve(),
             },
             // O_PATH opens nothing but the name, so whatever lies there is not disturbed.
             State::Following { name, .. } => Step::Open {
-                root: self.site.root(),
+                root: self.root.as_fd(),
                 path: name,
                 flags: OFlags::PATH | OFlags::CLOEXEC,
                 resolve: ResolveFlags::NO_MAGICLINKS,
@@ -278,7 +282,7 @@ impl Load {
     pub fn opened(&mut self, result: io::Result<OwnedFd>) {
         match std::mem::replace(&mut self.state, State::Done(nothing(Status::InternalError))) {
             State::Following { number, name } => {
-                self.state = match result.ok().and_then(|file| self.site.beneath(&file)) {
+                self.state = match result.ok().and_then(|file| Site::beneath(&self.root, &file)) {
                     Some(target) => State::Opening { number, name, target: Some(target) },
                     None => self.another(number, Status::NotFound),
                 };
@@ -431,6 +435,16 @@ impl Load {
         self.asked = 0;
     }
 
+    /// Whether what it opens lies in a file system of this machine, as a rule.
+    pub fn is_local(&self) -> bool {
+        self.root.is_local()
+    }
+
+    /// Whether what is open lies in a file system whose `stat` can be relied on, and is not waited for.
+    fn trusts(&self, file: impl AsFd) -> bool {
+        self.root.is_local() && directory::is_trusted(file)
+    }
+
     /// Whether it looks again at what was known before.
     pub fn is_a_look(&self) -> bool {
         self.known.is_some()
@@ -488,7 +502,7 @@ impl Load {
         self.site.may_hash(identity.size)
             && !(self.may_be_left && identity.size >= LEFT_MIN)
             && identity.is_settled(now())
-            && self.site.trusts(file)
+            && self.trusts(file)
     }
 
     /// The bytes are in. If the file has changed meanwhile, they may be half of each version: read them
@@ -514,7 +528,7 @@ impl Load {
             && settled
             && identity.size >= KEPT_MIN
             && self.site.may_keep_open()
-            && self.site.trusts(&file)
+            && self.trusts(&file)
         {
             self.kept = Some(body.kept_in(file, self.site.ledger()));
             return self.found(name, identity, body, settled);
@@ -532,7 +546,7 @@ impl Load {
             return self.done(found);
         }
         // What proves nothing need not be looked at.
-        if !self.site.is_local() {
+        if !self.root.is_local() {
             return self.stamped(found, Stamp::default());
         }
         let directory = directory::parent(&found.name);

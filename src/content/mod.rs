@@ -13,6 +13,7 @@ pub mod mime;
 pub mod pages;
 pub mod path;
 pub mod reads;
+pub mod root;
 pub mod shelf;
 pub mod site;
 pub mod step;

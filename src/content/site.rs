@@ -3,13 +3,12 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, readlink, statat,
-};
+use arc_swap::ArcSwap;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, readlink, statat};
 use rustix::io::Errno;
 
 use crate::clock::Tick;
@@ -24,6 +23,7 @@ use super::entry::{Entry, File, Identity};
 use super::load::needs_tag_of_bytes;
 use super::pages::Pages;
 use super::reads::Reads;
+use super::root::Root;
 use super::shelf::Shelves;
 
 /// Which symbolic links are followed.
@@ -82,8 +82,8 @@ impl Default for Rules {
 /// A folder and the rules for serving it.
 #[derive(Debug)]
 pub struct Site {
-    root: OwnedFd,
-    is_local: bool,
+    path: PathBuf,
+    root: ArcSwap<Root>,
     rules: Rules,
     ledger: Ledger,
     changes: Arc<Changes>,
@@ -108,11 +108,9 @@ impl Site {
     /// # Errors
     /// What `open(2)` says, `ENOTDIR` for a file among it.
     pub fn open(root: &Path, rules: Rules) -> io::Result<Site> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(rustix::fs::CWD, root, flags, Mode::empty())?;
         Ok(Site {
-            is_local: directory::is_trusted(&root),
-            root,
+            path: root.to_owned(),
+            root: ArcSwap::from_pointee(Root::open(root)?),
             shelves: Shelves::new(rules.memory_files_max.div_ceil(2)),
             rules,
             ledger: Ledger::default(),
@@ -133,20 +131,22 @@ impl Site {
         Ok(Site { pages: Some(pages), ..Site::open(Path::new("/"), rules)? })
     }
 
-    /// The root, for `openat2(2)`.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+    /// The root as it is now. Who begins with one is to end with it.
+    pub fn root(&self) -> Arc<Root> {
+        self.root.load_full()
     }
 
-    /// Whether the root lies in a file system of this machine. Of others, such as one of a network or of user
-    /// space (FUSE), even a call that is not to wait may have to.
-    pub fn is_local(&self) -> bool {
-        self.is_local
-    }
-
-    /// Whether what is open lies in a file system whose `stat` can be relied on, and is not waited for.
-    pub(super) fn trusts(&self, file: impl AsFd) -> bool {
-        self.is_local && directory::is_trusted(file)
+    /// Looks whether another folder has the root's name by now, and says so. All that is loaded from then on
+    /// is loaded from there. It may wait for a disk.
+    ///
+    /// # Errors
+    /// What `stat(2)` and `open(2)` say of the name. What was served so far still is.
+    pub fn renew_root(&self) -> io::Result<bool> {
+        if self.root().is_at(&self.path)? {
+            return Ok(false);
+        }
+        self.root.store(Arc::new(Root::open(&self.path)?));
+        Ok(true)
     }
 
     /// Whether reading is noted down.
@@ -208,7 +208,7 @@ impl Site {
     /// `EAGAIN` where a disk would be waited for, and else what `openat2(2)` says.
     fn look(&self, name: &CStr) -> io::Result<Stat> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat2(&self.root, name, flags, Mode::empty(), self.resolve() | ResolveFlags::CACHED)?;
+        let file = openat2(self.root(), name, flags, Mode::empty(), self.resolve() | ResolveFlags::CACHED)?;
         Ok(fstat(file)?)
     }
 
@@ -244,10 +244,10 @@ impl Site {
     ///
     /// The kernel says where it lies, without any link. The name is then opened like any other, so that
     /// nothing is won by moving the file in between.
-    pub(super) fn beneath(&self, file: &OwnedFd) -> Option<CString> {
-        let place = |descriptor: i32| readlink(format!("/proc/self/fd/{descriptor}"), Vec::new()).ok();
-        let root = place(self.root.as_raw_fd())?;
-        let file = place(file.as_raw_fd())?;
+    pub(super) fn beneath(root: &Root, file: &OwnedFd) -> Option<CString> {
+        let place =
+            |file: BorrowedFd| readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new()).ok();
+        let (root, file) = (place(root.as_fd())?, place(file.as_fd())?);
         let relative = file.as_bytes().strip_prefix(root.as_bytes())?;
         let relative = if root.as_bytes() == b"/" { relative } else { relative.strip_prefix(b"/")? };
         CString::new(relative).ok()
@@ -256,7 +256,7 @@ impl Site {
     /// Whether there is nothing of that name, not even a link that leads nowhere. It has just been looked
     /// for, so that no disk is waited for.
     pub(super) fn has_no(&self, name: &CStr) -> bool {
-        statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
+        statat(self.root(), name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
     }
 
     /// Whether a body of so many bytes may be held in memory now.
@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(site.look(c"a").unwrap().st_size, 1);
         // What a process has open is found out each time.
         let site = Site::open(Path::new("/proc/self/fdinfo"), Rules::default()).unwrap();
-        assert!(statat(&site.root, c"0", AtFlags::SYMLINK_NOFOLLOW).is_ok());
+        assert!(statat(site.root(), c"0", AtFlags::SYMLINK_NOFOLLOW).is_ok());
         assert_eq!(site.look(c"0").unwrap_err().raw_os_error(), Some(libc::EAGAIN));
     }
 }

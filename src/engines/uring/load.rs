@@ -50,13 +50,12 @@ impl Loop<'_> {
         let slot = slot(&mut self.slots, key);
         let Task::Load(load, how) = &mut slot.task else { unreachable!("a load is under way") };
         load.leave_if(is_cold);
-        let size = load.size();
+        let (size, is_local) = (load.size(), load.is_local());
         let (operation, entry) = match load.next() {
             Step::Open { root, path, flags, resolve } => {
                 **how = OpenHow::new().flags(u64::from(flags.bits())).resolve(resolve.bits());
                 let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const **how);
-                let flags = flags_where(self.seat.worker.site().is_local());
-                (Operation::Open, entry.build().flags(flags))
+                (Operation::Open, entry.build().flags(flags_where(is_local)))
             }
             Step::Read { file, buffer, at } => {
                 let room = buffer.spare_capacity_mut();
