@@ -8,6 +8,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cgroup;
+use crate::engines::{Capabilities, Engine};
 
 /// Descriptors counted on, however high the limit is.
 const LIMIT_MAX: u64 = 1 << 20;
@@ -83,6 +84,18 @@ impl Descriptors {
         (self.limit / 8).min(32).max(self.limit / 64).max(2)
     }
 
+    /// Those of a process that can do with none larger than this.
+    pub(crate) fn up_to(descriptor_max: usize) -> Descriptors {
+        Descriptors { limit: descriptor_max + 1, clients: 0, kept: usize::MAX }
+    }
+
+    /// Clients at once of an engine on so many threads, beside others who need some.
+    pub(crate) fn for_clients(self, engine: &Engine, threads: usize, others: usize) -> usize {
+        let Capabilities { own_descriptors, clients_max, .. } = engine.capabilities;
+        let possible = self.for_connections((OF_THREAD + own_descriptors) * threads + others);
+        clients_max.map_or(possible, |max| max.min(possible))
+    }
+
     /// Sockets of clients: what is left of the limit, where the threads need so many for themselves. They
     /// take memory, too, so that there are no more of them where there is little.
     pub(crate) fn for_connections(self, for_threads: usize) -> usize {
@@ -102,6 +115,7 @@ fn make_room(descriptors: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines;
 
     #[test]
     fn descriptors_are_never_promised_twice() {
@@ -117,6 +131,19 @@ mod tests {
                 assert!(connections >= clients || limit < clients + FEW, "{limit} {clients}");
             }
         }
+    }
+
+    #[test]
+    fn an_engine_has_as_many_clients_as_it_says_and_as_there_are_descriptors_for() {
+        let clients = |name, threads| {
+            let engine = engines::by_name(name).unwrap();
+            let limit = engine.capabilities.descriptor_max.unwrap_or(20_000);
+            Descriptors::up_to(limit).for_clients(engine, threads, 0)
+        };
+        assert_eq!(clients("blocking", 1), 1);
+        assert!((800..1000).contains(&clients("select", 1)));
+        assert_eq!(clients("select", 3) + 2 * OF_THREAD, clients("select", 1));
+        assert!(clients("poll", 1) > 10_000);
     }
 
     #[test]

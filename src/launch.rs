@@ -18,7 +18,7 @@ use crate::cli::{EngineChoice, Options};
 use crate::content::Site;
 use crate::content::cache::Budget;
 use crate::content::site::Rules;
-use crate::descriptors::{self, Descriptors};
+use crate::descriptors::Descriptors;
 use crate::doors::Doors;
 use crate::engines::{AUTO, BACKLOG, Engine, Seat, Start, Threads};
 use crate::host::{self, ALLOW_MEMLOCK};
@@ -391,11 +391,9 @@ impl Launcher {
     }
 
     fn connections_max(&self, engine: &Engine) -> usize {
-        let own = descriptors::OF_THREAD + engine.capabilities.own_descriptors;
         let admin = if self.options.admin.is_some() { Admin::DESCRIPTORS } else { 0 };
-        let possible = self.descriptors.for_connections(own * self.threads(engine) + admin);
-        let limits = [self.options.connections_max, engine.capabilities.clients_max];
-        limits.into_iter().flatten().fold(possible, usize::min)
+        let possible = self.descriptors.for_clients(engine, self.threads(engine), admin);
+        self.options.connections_max.map_or(possible, |max| max.min(possible))
     }
 
     fn announce(&self, engine: &Engine, why: &str, count: usize, address: SocketAddr) {

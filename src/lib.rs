@@ -28,6 +28,7 @@ pub mod host;
 pub mod http;
 pub mod launch;
 pub mod observe;
+pub mod output;
 pub mod program;
 pub mod serve;
 pub mod shutdown;

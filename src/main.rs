@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use ringserve::cli::{self, Command, Options};
 use ringserve::compare::{self, Ended};
 use ringserve::doctor::{self, seccomp};
-use ringserve::{healthcheck, launch};
+use ringserve::{healthcheck, launch, output};
 
 fn main() -> ExitCode {
     let command = match cli::parse() {
@@ -27,16 +27,13 @@ fn main() -> ExitCode {
         },
         Command::Doctor(options) => {
             let report = doctor::examine(&options);
-            print(&(if options.json { report.json() } else { report.to_string() } + "\n"));
-            report.exit_code()
+            print(&(if options.json { report.json() } else { report.to_string() } + "\n"), report.exit_code())
         }
-        Command::SeccompProfile(reader) => {
-            print(&seccomp::profile(reader));
-            ExitCode::SUCCESS
-        }
+        Command::SeccompProfile(reader) => print(&seccomp::profile(reader), ExitCode::SUCCESS),
         Command::Healthcheck(options) => match healthcheck::run(&options) {
             Ok(status) => {
-                print(&format!("{status}\n"));
+                // The exit code is what matters.
+                let _ = output::say(&format!("{status}\n"));
                 ExitCode::SUCCESS
             }
             Err(message) => fail(&message),
@@ -64,7 +61,7 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Nobody need read it.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Says what was asked for, and ends so; unless it cannot be said.
+fn print(text: &str, code: ExitCode) -> ExitCode {
+    output::say(text).map_or_else(|message| fail(&message), |()| code)
 }

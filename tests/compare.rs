@@ -242,9 +242,53 @@ fn an_interrupt_keeps_what_was_measured_and_leaves_nobody_behind() {
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert!((2..50).contains(&runs()));
+    // Whoever shows it later has not interrupted anything.
+    good(&format!("--from {out}"));
     assert!(folder.path().join("report.html").exists());
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 4, "{left:?}");
+}
+
+/// Servers of a site in that folder that run at the moment.
+fn servers(folder: &TempDir) -> usize {
+    let root = folder.path().display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| fs::read_to_string(process.path().join("cmdline")).ok());
+    lines.filter(|line| line.contains("--engine") && line.contains(&root)).count()
+}
+
+/// What stands in the folder is worth more than nothing.
+#[test]
+fn where_nothing_was_measured_nothing_is_written() {
+    let (folder, sites) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let out = folder.path().display();
+    good(&format!("{SMALL} --output {out}"));
+    let files = || {
+        let names = ["samples.json", "samples.csv", "table.md", "report.html"];
+        names.map(|name| fs::read(folder.path().join(name)).unwrap())
+    };
+    let before = files();
+    let args = format!("--engines epoll --connections 2 --sizes 1KiB --duration 60s --output {out}");
+    let mut command = command(&args);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).env("TMPDIR", sites.path());
+    let comparison = command.spawn().unwrap();
+    common::eventually("a server runs", || servers(&sites) == 1);
+    kill_process(Pid::from_child(&comparison), Signal::INT).unwrap();
+    let output = comparison.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(files() == before);
+}
+
+/// Clients of an engine for which there are no descriptors are not failures of it.
+#[test]
+fn who_has_no_descriptor_waits() {
+    let folder = TempDir::new().unwrap();
+    let args = "--engines select --connections 1000 --sizes 1KiB --keep-alive on --duration 300ms --rounds 1";
+    good(&format!("{args} --output {}", folder.path().display()));
+    let run = &samples(folder.path())["runs"][0];
+    let [active, waiting] = ["active", "waiting"].map(|name| run[name].as_u64().unwrap());
+    assert_eq!(active + waiting, 1000);
+    assert!((800..1000).contains(&active), "{run}");
 }
 
 #[test]
@@ -257,14 +301,8 @@ fn a_server_does_not_outlive_a_comparison_that_was_killed() {
         .env("TMPDIR", folder.path())
         .spawn()
         .unwrap();
-    let root = folder.path().display().to_string();
-    let servers = || {
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        let lines = processes.filter_map(|process| fs::read_to_string(process.path().join("cmdline")).ok());
-        lines.filter(|line| line.contains(&root)).count()
-    };
-    common::eventually("a server runs", || servers() == 1);
+    common::eventually("a server runs", || servers(&folder) == 1);
     comparison.kill().unwrap();
     comparison.wait().unwrap();
-    common::eventually("it has ended", || servers() == 0);
+    common::eventually("it has ended", || servers(&folder) == 0);
 }

@@ -32,6 +32,20 @@ fn site() -> Site {
     Site::with(&[("index.html", "hello\n")])
 }
 
+/// Or a script would go on with half a seccomp profile.
+#[test]
+fn what_cannot_be_written_is_a_failure() {
+    let site = site();
+    let profile = || Setup::new().args(["doctor", "--seccomp-profile", "docker"]);
+    for mut setup in [doctor(&site), doctor(&site).arg("--json"), profile()] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = setup.command.stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("ringserve: cannot write to standard output: "), "{said}");
+    }
+}
+
 #[test]
 fn where_the_ring_is_permitted_all_is_well() {
     let site = site();

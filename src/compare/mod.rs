@@ -33,12 +33,13 @@ mod tracer;
 mod url;
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::output;
 
 pub use self::options::Options;
 use self::options::Source;
@@ -61,6 +62,7 @@ pub enum Ended {
 /// # Errors
 /// One line for the user: what could not be done, or which runs have failed.
 pub fn run(options: Options) -> Result<Ended, String> {
+    let is_measured = matches!(options.source, Source::Measured(_));
     let old = options.against.as_deref().map(Samples::read).transpose()?;
     if let Some(folder) = &options.output {
         prepare(folder)?;
@@ -80,14 +82,16 @@ pub fn run(options: Options) -> Result<Ended, String> {
             (samples, options.output)
         }
     };
-    show(&table::text(&samples));
-    if let Some(folder) = &folder {
+    output::say(&table::text(&samples))?;
+    if let Some(folder) = &folder
+        && !samples.runs.is_empty()
+    {
         draw(&samples, folder)?;
     }
     if let Some(old) = old {
-        show(&against::text(&samples, &old)?);
+        output::say(&against::text(&samples, &old)?)?;
     }
-    if samples.runs.len() < samples.planned {
+    if is_measured && samples.runs.len() < samples.planned {
         return Ok(Ended::Interrupted);
     }
     if samples.runs.is_empty() {
@@ -134,11 +138,5 @@ fn draw(samples: &Samples, folder: &Path) -> Result<(), String> {
     for (path, text) in files {
         fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
-    show(&format!("Drawn in {}: samples.csv, table.md, report.html\n", folder.display()));
-    Ok(())
-}
-
-fn show(text: &str) {
-    // Nobody need read it.
-    let _ = io::stdout().write_all(text.as_bytes());
+    output::say(&format!("Drawn in {}: samples.csv, table.md, report.html\n", folder.display()))
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::descriptors::Descriptors;
 use crate::engines::{Engine, Family, Threads};
 use crate::observe::counters::{Board, Counter};
 
@@ -117,9 +118,6 @@ pub fn measure(wanted: &Plan, folder: Option<&Path>, interrupted: &AtomicBool) -
     samples.refusals = refusals;
     let seconds = (duration + schedule::OVERHEAD).as_secs_f64() * runs.len() as f64
         + schedule::TRACE.as_secs_f64() * traced as f64;
-    if let Some(folder) = folder {
-        samples.save(folder)?;
-    }
     let mut progress = Progress::begin(runs.len(), &plan_text(runs.len(), seconds, &sizes));
     for run in runs {
         if is_set(interrupted) {
@@ -147,7 +145,10 @@ pub fn measure(wanted: &Plan, folder: Option<&Path>, interrupted: &AtomicBool) -
                 samples.planned -= 1;
             }
         }
-        if let Some(folder) = folder {
+        // What was saved there before is worth more than nothing.
+        if let Some(folder) = folder
+            && !samples.runs.is_empty()
+        {
             samples.save(folder)?;
         }
     }
@@ -230,7 +231,10 @@ impl Runner<'_> {
                 }
                 let one = engine.threads == Threads::One;
                 let cores = self.bench.cores.as_ref().map(|cores| if one { 1 } else { cores.server.len() });
-                let clients_max = engine.capabilities.clients_max;
+                let clients_max = match engine.capabilities.descriptor_max {
+                    Some(max) => Some(Descriptors::up_to(max).for_clients(engine, self.bench.workers, 0)),
+                    None => engine.capabilities.clients_max,
+                };
                 let counts = Some(if engine.runtime_counted { Counts::All } else { Counts::Own });
                 let load = Load { name: subject.name(), case, round, targets, clients_max, cores, counts };
                 let run = self.load(load, server.address, Some(&server.processes()));
