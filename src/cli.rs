@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -310,7 +310,7 @@ fn parse_from(
     args: impl IntoIterator<Item = OsString>,
     port: Option<OsString>,
 ) -> Result<Command, clap::Error> {
-    let matches = Args::command().try_get_matches_from(args)?;
+    let matches = Args::command().try_get_matches_from(args).map_err(naming_variable)?;
     let mut args = Args::from_arg_matches(&matches)?;
     let port = port.filter(|port| !port.is_empty());
     let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
@@ -403,6 +403,23 @@ impl Args {
             end_with_parent: self.end_with_parent,
         })
     }
+}
+
+/// The same error, which says so where the wrong value is that of a flag's environment variable.
+fn naming_variable(mut error: clap::Error) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let (arg, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
+    if let Some(flag) = arg.split(' ').next().and_then(|flag| flag.strip_prefix("--")) {
+        let variable = format!("SERVER_{}", flag.replace('-', "_").to_uppercase());
+        if std::env::var(&variable).is_ok_and(|set| set.contains(&value)) {
+            let arg = format!("{arg}, which {variable} sets");
+            error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
+        }
+    }
+    error
 }
 
 fn usage(kind: ErrorKind, message: &str) -> clap::Error {

@@ -155,8 +155,10 @@ fn wrong_usage_is_exit_code_2() {
         (&["--max-connections", "0"], None, "--max-connections"),
         (&["--cache-control", "a\nb"], None, "--cache-control"),
         (&["--index-files", "../x"], None, "--index-files"),
-        (&[], Some(("SERVER_ENGINE", "warp")), "warp"),
-        (&[], Some(("SERVER_PORT", "-1")), "-1"),
+        (&[], Some(("SERVER_ENGINE", "warp")), "SERVER_ENGINE"),
+        (&[], Some(("SERVER_PORT", "-1")), "SERVER_PORT"),
+        (&[], Some(("SERVER_KEEP_ALIVE", "maybe")), "SERVER_KEEP_ALIVE"),
+        (&[], Some(("SERVER_INDEX_FILES", "a.html,b/c")), "SERVER_INDEX_FILES"),
         (&[], Some(("PORT", "http")), "PORT"),
     ] {
         let mut setup = Setup::new().args(args);

@@ -23,7 +23,7 @@ use crate::engines::resident;
 use crate::http::{Chunk, Source};
 use crate::serve::Want;
 
-use super::files::{Line, read_flags};
+use super::files::{Line, Turn, read_flags};
 use super::operation::{ASIDE, Key, Mark, Operation};
 use super::send::send_flags;
 use super::{Installed, Loop, Slot, Task, live, slot};
@@ -34,7 +34,7 @@ const PASSED_MAX: usize = 128 * 1024;
 impl Loop<'_> {
     /// Has the file in front of the outbox read, or waits for a place: in front where it was called for one.
     /// What was fetched already, and yet was not there, is read for nobody.
-    pub(super) fn fetch(&mut self, key: Key, is_called: bool, is_fetched: bool) -> io::Result<()> {
+    pub(super) fn fetch(&mut self, key: Key, turn: Turn) -> io::Result<()> {
         let (slot, files) = (slot(&mut self.slots, key), &mut self.files);
         let mut slices = [IoSlice::new(&[])];
         let Chunk::File { file, at, len } = slot.outbox.front(&mut slices) else {
@@ -44,17 +44,17 @@ impl Loop<'_> {
             let is_cold = slot.installed.is_some() || len <= resident::SHORT_MAX;
             let line = if is_cold { Line::Cold } else { Line::Unknown };
             // With little others need not have their turn before.
-            if !files.has_place(key, line, is_called, len < HEAVY_MIN) {
+            if !files.has_place(key, line, turn, len < HEAVY_MIN) {
                 slot.task = Task::FileWaiting;
                 return Ok(());
             }
             if let Some(Installed { resident, begun, .. }) = slot.installed.as_deref_mut() {
-                if resident.coming() == 0 && !is_called {
+                if resident.coming() == 0 && turn == Turn::No {
                     files.begin(resident, file, at, len);
                 }
                 files.call(&mut slot.task, line);
                 let (flags, coming) = (files.flags(file), resident.coming());
-                if is_fetched {
+                if turn == Turn::Fetched {
                     let entry = pass_over(file.as_fd(), at, len).flags(flags);
                     return self.submit(key, Operation::FileRead, entry);
                 }

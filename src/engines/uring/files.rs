@@ -74,6 +74,17 @@ pub(super) fn flags_where(is_told: bool) -> squeue::Flags {
     if is_told { squeue::Flags::empty() } else { squeue::Flags::ASYNC }
 }
 
+/// Whether it is a client's turn to have the disk read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Not that anybody has said so.
+    No,
+    /// It was called.
+    Called,
+    /// And what it wanted has been fetched.
+    Fetched,
+}
+
 /// Places, and who waits for one.
 struct Queue {
     places: usize,
@@ -108,9 +119,10 @@ impl Files {
         queue.taken + promised < queue.places && queue.waiting.is_empty()
     }
 
-    /// Whether there is a place for this one now; else it waits in line. Who `is_called` is the next, and so
+    /// Whether there is a place for this one now; else it waits in line. Whose turn it is is the next, and so
     /// is who wants little if nobody else waits.
-    pub(super) fn has_place(&mut self, key: Key, line: Line, is_called: bool, is_little: bool) -> bool {
+    pub(super) fn has_place(&mut self, key: Key, line: Line, turn: Turn, is_little: bool) -> bool {
+        let is_called = turn != Turn::No;
         let queue = self.queue(line);
         // There may be fewer places than when it was called.
         if !queue.is_full() && (is_called || is_little && queue.waiting.is_empty()) {
@@ -133,11 +145,10 @@ impl Files {
         file: &Arc<Source>,
         at: u64,
         len: u64,
-        is_called: bool,
-        is_fetched: bool,
+        turn: Turn,
     ) -> u64 {
-        let has_turn = is_called && !self.queue(Line::Cold).is_full();
-        if has_turn && !is_fetched {
+        let has_turn = turn != Turn::No && !self.queue(Line::Cold).is_full();
+        if has_turn && turn == Turn::Called {
             self.begin(resident, file, at, len);
             if resident.coming() > 0 {
                 return 0;
@@ -225,6 +236,17 @@ impl Files {
         self.queue(line).taken += 1;
         let buffer = self.buffers.pop().unwrap_or_else(|| vec![0; FILE_BUFFER].into_boxed_slice());
         Task::File(line, buffer, 0)
+    }
+
+    /// Takes back the place of a task that has been waited for, which then is none.
+    pub(super) fn turn(&mut self, task: &mut Task) -> Turn {
+        let turn = match task {
+            Task::FileCalled(_) => Turn::Called,
+            Task::FileFetched => Turn::Fetched,
+            _ => return Turn::No,
+        };
+        self.give_back(task);
+        turn
     }
 
     /// Takes back what a task has, which then is none.

@@ -20,6 +20,7 @@ use crate::engines::transfer::{Sent, send_now};
 use crate::http::Chunk;
 use crate::serve::Want;
 
+use super::files::Turn;
 use super::operation::{Key, Operation};
 use super::{Installed, Loop, Task, slot};
 
@@ -35,12 +36,8 @@ impl Loop<'_> {
     pub(super) fn send(&mut self, key: Key) -> io::Result<()> {
         let slot = slot(&mut self.slots, key);
         let socket = Fixed(key.index);
-        let is_fetched = matches!(slot.task, Task::FileFetched);
-        let is_called = is_fetched || matches!(slot.task, Task::FileCalled(_));
         let files = &mut self.files;
-        if is_called {
-            files.give_back(&mut slot.task);
-        }
+        let turn = files.turn(&mut slot.task);
         let mut slices = [IoSlice::new(&[]); SLICES];
         let (operation, entry) = match slot.outbox.front(&mut slices) {
             Chunk::Memory { slices: count, more } => {
@@ -52,7 +49,7 @@ impl Loop<'_> {
                 if (file.is_in_memory() || len > resident::SHORT_MAX)
                     && self.can_install
                     && slot.installed.is_none()
-                    && !is_called
+                    && turn == Turn::No
                     && matches!(slot.task, Task::None) =>
             {
                 (Operation::Install, opcode::FixedFdInstall::new(socket, 0).build())
@@ -61,12 +58,12 @@ impl Loop<'_> {
                 if !matches!(slot.task, Task::File(..))
                     && let Some(installed) = &mut slot.installed
                     && (file.is_in_memory()
-                        || files.find(&mut installed.resident, file, at, len, is_called, is_fetched) > 0) =>
+                        || files.find(&mut installed.resident, file, at, len, turn) > 0) =>
             {
                 slot.task = Task::None;
                 return self.send_now(key);
             }
-            Chunk::File { .. } => return self.fetch(key, is_called, is_fetched),
+            Chunk::File { .. } => return self.fetch(key, turn),
             Chunk::Empty => unreachable!("a send is only wanted where there is something to send"),
         };
         self.submit(key, operation, entry)
