@@ -40,6 +40,12 @@ impl Root {
         Ok(self.identity == (stat.st_dev, stat.st_ino))
     }
 
+    /// The same in a file system that is not of this machine.
+    #[cfg(test)]
+    pub(super) fn elsewhere(self) -> Root {
+        Root { is_local: false, ..self }
+    }
+
     /// Whether it lies in a file system of this machine. Of others, such as one of a network or of user space
     /// (FUSE), even a call that is not to wait may have to.
     pub fn is_local(&self) -> bool {

@@ -149,6 +149,12 @@ impl Site {
         Ok(true)
     }
 
+    /// Takes its root to lie in a file system that is not of this machine.
+    #[cfg(test)]
+    pub(crate) fn pretend_elsewhere(&self) {
+        self.root.store(Arc::new(Root::open(&self.path).unwrap().elsewhere()));
+    }
+
     /// Whether reading is noted down.
     pub(super) fn reads(&self) -> &Reads {
         &self.reads

@@ -271,8 +271,11 @@ impl AsFd for Session {
 /// Does as much of a load as the kernel can without waiting for a disk, which it may or may not have begin
 /// with something, as in [`resident`](super::resident); `true` if that is all of it.
 pub fn load_at_once(load: &mut Load, may_begin: bool) -> bool {
+    // Elsewhere whoever opens a file may have to ask another program or machine, whatever is known of it.
+    let is_local = load.is_local();
     loop {
         match load.next() {
+            Step::Open { .. } if !is_local => return false,
             Step::Open { root, path, flags, resolve } => {
                 match openat2(root, path, flags, resolve | ResolveFlags::CACHED) {
                     // The names are not all known yet, or something moves (Linux 5.12; EINVAL before).
@@ -320,6 +323,24 @@ pub(super) mod tests {
         let site = Arc::new(Site::open(root, Rules { cache_file_max: 0, ..Rules::default() }).unwrap());
         let budget = Budget { bytes: 0, descriptors: 8, fresh_for: Duration::from_secs(1) };
         Worker::new(site, budget, Limits::default(), Draining::default(), None, Tally::default())
+    }
+
+    #[test]
+    fn where_another_may_have_to_be_asked_nothing_is_opened_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a"), "a").unwrap();
+        let site = Arc::new(Site::open(folder.path(), Rules::default()).unwrap());
+        for is_elsewhere in [false, true] {
+            if is_elsewhere {
+                site.pretend_elsewhere();
+            } else if !site.root().is_local() {
+                eprintln!("not tested: nothing is known of this file system");
+                continue;
+            }
+            let mut load = Load::plain(&site, b"/a", None, 0);
+            load_at_once(&mut load, true);
+            assert_eq!(load.size() == 0, is_elsewhere, "so many bytes are known once it is open");
+        }
     }
 
     #[test]
