@@ -22,6 +22,8 @@ const PROGRAM: &str = "strace";
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(2);
+/// Threads it is attached to at the most: for every call of one it goes through all of them.
+const THREADS_MAX: usize = 1024;
 /// How often it is tried where processes come and go.
 const ATTEMPTS: usize = 5;
 
@@ -56,6 +58,10 @@ impl Tracer {
     fn attach_to(bench: &Bench, ids: &[i32], folder: &Path) -> Result<Tracer, String> {
         if ids.is_empty() {
             return Err("strace has nobody to look at".to_owned());
+        }
+        let threads: usize = ids.iter().map(|&id| tracers(id).count()).sum();
+        if threads > THREADS_MAX {
+            return Err(format!("{threads} threads are too many for strace to look at"));
         }
         let (summary, complaints) = (folder.join("strace"), folder.join("strace-complaints"));
         let cannot = |error: std::io::Error| match error.kind() {
