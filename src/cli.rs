@@ -414,7 +414,7 @@ fn naming_variable(mut error: clap::Error) -> clap::Error {
     let (arg, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
     if let Some(flag) = arg.split(' ').next().and_then(|flag| flag.strip_prefix("--")) {
         let variable = format!("SERVER_{}", flag.replace('-', "_").to_uppercase());
-        if std::env::var(&variable).is_ok_and(|set| set.contains(&value)) {
+        if std::env::var(&variable).is_ok_and(|set| set == value || set.split(',').any(|one| one == value)) {
             let arg = format!("{arg}, which {variable} sets");
             error.insert(ContextKind::InvalidArg, ContextValue::String(arg));
         }

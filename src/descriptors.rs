@@ -79,6 +79,11 @@ impl Descriptors {
         (self.limit / 32).clamp(1, 4096)
     }
 
+    /// Clients of the admin address.
+    pub(crate) fn for_admin(self) -> usize {
+        (self.limit / 32).clamp(1, 32)
+    }
+
     /// Files that are being loaded.
     pub(crate) fn for_loads(self) -> usize {
         (self.limit / 8).min(32).max(self.limit / 64).max(2)

@@ -192,7 +192,7 @@ impl Launcher {
             }
         }
         tracing::info!("engine {}: {why}", engine.name);
-        self.watch_root()?;
+        self.watch_root();
         if let Some(admin) = admin {
             let overview = Overview {
                 engines,
@@ -202,7 +202,9 @@ impl Launcher {
                 shutdown: self.shutdown.clone(),
             };
             let address = admin.address();
-            admin.serve(overview).map_err(|error| format!("cannot serve --admin: {error}"))?;
+            admin
+                .serve(overview, self.descriptors.for_admin())
+                .map_err(|error| format!("cannot serve --admin: {error}"))?;
             if let Ok(address) = address {
                 tracing::info!("admin: http://{address}/healthz, /readyz and /metrics");
             }
@@ -212,7 +214,7 @@ impl Launcher {
     }
 
     /// Has a thread look for another folder of the root's name now and then.
-    fn watch_root(&self) -> Result<(), String> {
+    fn watch_root(&self) {
         let (site, name) = (self.site.clone(), self.options.root.display().to_string());
         let watch = move || {
             loop {
@@ -223,8 +225,9 @@ impl Launcher {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("root".into()).spawn(watch);
-        thread.map(drop).map_err(|error| format!("cannot start a thread: {error}"))
+        if let Err(error) = std::thread::Builder::new().name("root".into()).spawn(watch) {
+            tracing::warn!("cannot start the thread that looks for another root: {error}");
+        }
     }
 
     /// Starts the threads and waits until each has all it needs. If one has not, none serves.
@@ -391,7 +394,7 @@ impl Launcher {
     }
 
     fn connections_max(&self, engine: &Engine) -> usize {
-        let admin = if self.options.admin.is_some() { Admin::DESCRIPTORS } else { 0 };
+        let admin = if self.options.admin.is_some() { self.descriptors.for_admin() } else { 0 };
         let possible = self.descriptors.for_clients(engine, self.threads(engine), admin);
         self.options.connections_max.map_or(possible, |max| max.min(possible))
     }

@@ -20,6 +20,7 @@ use crate::http::negotiate::{Coding, Codings};
 use super::body::Permit;
 use super::entry::Identity;
 use super::load::now;
+use super::root::Root;
 use super::site::Site;
 
 /// Directories remembered.
@@ -170,6 +171,7 @@ impl Directories {
 #[derive(Clone, Debug)]
 pub struct Listing {
     site: Arc<Site>,
+    root: Arc<Root>,
     directory: CString,
     stamp: Stamp,
     _permit: Arc<Permit>,
@@ -177,21 +179,28 @@ pub struct Listing {
 
 impl Listing {
     /// Of a directory that looks like this.
-    pub(super) fn new(site: &Arc<Site>, directory: &[u8], stamp: &Stamp, permit: Permit) -> Listing {
+    pub(super) fn new(
+        site: &Arc<Site>,
+        root: &Arc<Root>,
+        directory: &[u8],
+        stamp: &Stamp,
+        permit: Permit,
+    ) -> Listing {
         let directory = CString::new(directory).expect("a part of a C string has no NUL");
-        Listing { site: site.clone(), directory, stamp: stamp.clone(), _permit: Arc::new(permit) }
+        let (site, root) = (site.clone(), root.clone());
+        Listing { site, root, directory, stamp: stamp.clone(), _permit: Arc::new(permit) }
     }
 
     /// Lists it. Where that cannot be done, it is not tried again until the directory has changed.
     pub fn run(&self) {
         let endings = self.endings().unwrap_or(Codings::ALL);
-        self.site.directories().listed(self.directory.to_bytes(), &self.stamp, endings);
+        self.root.directories().listed(self.directory.to_bytes(), &self.stamp, endings);
     }
 
     /// What its names end in; `None` where that cannot be told.
     fn endings(&self) -> Option<Codings> {
         let flags = Site::OPEN | OFlags::DIRECTORY;
-        let (root, resolve) = (self.site.root(), self.site.resolve());
+        let (root, resolve) = (&self.root, self.site.resolve());
         let directory = openat2(root, &*self.directory, flags, Mode::empty(), resolve).ok()?;
         let mut buffer = Vec::with_capacity(LISTED_AT_ONCE);
         let mut names = RawDir::new(&directory, buffer.spare_capacity_mut());
@@ -346,9 +355,9 @@ mod tests {
         let Some(before) = stamp else { return };
         let path = folder.path().join("d");
         let list = |stamp: &Stamp| {
-            site.directories().insert(b"d", Tick::now(), stamp.clone());
-            Listing::new(&site, b"d", stamp, site.may_list().unwrap()).run();
-            site.directories().endings(b"d", stamp)
+            site.root().directories().insert(b"d", Tick::now(), stamp.clone());
+            Listing::new(&site, &site.root(), b"d", stamp, site.may_list().unwrap()).run();
+            site.root().directories().endings(b"d", stamp)
         };
         assert_eq!(list(&before), Codings::default());
         let directory = File::open(&path).unwrap();

@@ -301,7 +301,7 @@ impl Load {
             }
             State::Stamping { found, directory, at } => {
                 let stamp = result.map_or_else(|_| Stamp::default(), |directory| Stamp::of(directory, now()));
-                self.site.directories().insert(directory.to_bytes(), at, stamp.clone());
+                self.root.directories().insert(directory.to_bytes(), at, stamp.clone());
                 self.state = self.stamped(found, stamp);
             }
             State::Probing { found, next, name }
@@ -315,7 +315,7 @@ impl Load {
                     .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
                 if regular {
                     found.siblings.insert(Coding::ALL[next]);
-                } else if !self.site.has_no(&name) {
+                } else if !Site::has_no(&self.root, &name) {
                     // What has a name, and yet cannot be sent, may be mended without the directory telling.
                     found.stamp = Stamp::default();
                 }
@@ -551,7 +551,7 @@ impl Load {
         }
         let directory = directory::parent(&found.name);
         let at = Tick::now();
-        if let Some(stamp) = self.site.seen(directory, at) {
+        if let Some(stamp) = self.site.seen(&self.root, directory, at) {
             return self.stamped(found, stamp);
         }
         let directory = CString::new(directory).expect("a part of a C string has no NUL");
@@ -568,7 +568,7 @@ impl Load {
             found.siblings = known.siblings;
             return self.done(found);
         }
-        found.possible = self.site.directories().endings(directory::parent(&found.name), &found.stamp);
+        found.possible = self.root.directories().endings(directory::parent(&found.name), &found.stamp);
         self.probe(found, 0)
     }
 
@@ -584,10 +584,10 @@ impl Load {
     fn probed(&mut self, found: Found) -> State {
         let directory = directory::parent(&found.name);
         if found.siblings != found.possible
-            && self.site.directories().missed(directory, &found.stamp)
+            && self.root.directories().missed(directory, &found.stamp)
             && let Some(permit) = self.site.may_list()
         {
-            let listing = Listing::new(&self.site, directory, &found.stamp, permit);
+            let listing = Listing::new(&self.site, &self.root, directory, &found.stamp, permit);
             return State::Listing { found, listing };
         }
         self.done(found)

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
 
-use super::directory;
+use super::directory::{self, Directories};
 
 /// A folder, beneath which all names are looked for (`openat2(2)`).
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub struct Root {
     /// Device and inode.
     identity: (u64, u64),
     is_local: bool,
+    directories: Directories,
 }
 
 impl Root {
@@ -28,7 +29,12 @@ impl Root {
         let folder = openat(CWD, path, flags, Mode::empty())?;
         let stat = fstat(&folder)?;
         let is_local = directory::is_trusted(&folder);
-        Ok(Root { folder, identity: (stat.st_dev, stat.st_ino), is_local })
+        Ok(Root {
+            folder,
+            identity: (stat.st_dev, stat.st_ino),
+            is_local,
+            directories: Directories::default(),
+        })
     }
 
     /// Whether it is the one of that name.
@@ -38,6 +44,11 @@ impl Root {
     pub(super) fn is_at(&self, path: &Path) -> io::Result<bool> {
         let stat = stat(path)?;
         Ok(self.identity == (stat.st_dev, stat.st_ino))
+    }
+
+    /// What directories beneath it look like at the moment.
+    pub(super) fn directories(&self) -> &Directories {
+        &self.directories
     }
 
     /// The same in a file system that is not of this machine.

@@ -18,7 +18,7 @@ use crate::sys::HUGE_PAGE;
 
 use super::body::{Body, Permit};
 use super::cache::{Changes, Past};
-use super::directory::{self, Directories, Stamp};
+use super::directory::{self, Stamp};
 use super::entry::{Entry, File, Identity};
 use super::load::needs_tag_of_bytes;
 use super::pages::Pages;
@@ -87,7 +87,6 @@ pub struct Site {
     rules: Rules,
     ledger: Ledger,
     changes: Arc<Changes>,
-    directories: Directories,
     shelves: Shelves,
     /// Whether somebody has the pages of a body put together.
     gathering: Arc<AtomicBool>,
@@ -115,7 +114,6 @@ impl Site {
             rules,
             ledger: Ledger::default(),
             changes: Arc::default(),
-            directories: Directories::default(),
             gathering: Arc::default(),
             listing: Arc::default(),
             reads: Reads::default(),
@@ -175,14 +173,9 @@ impl Site {
         &self.changes
     }
 
-    /// What directories look like at the moment.
-    pub(super) fn directories(&self) -> &Directories {
-        &self.directories
-    }
-
     /// What a directory looked like, where somebody has looked in this tick and may tell others.
-    pub(super) fn seen(&self, directory: &[u8], now: Tick) -> Option<Stamp> {
-        self.directories.get(directory, now).filter(|_| self.rules.shares_looks)
+    pub(super) fn seen(&self, root: &Root, directory: &[u8], now: Tick) -> Option<Stamp> {
+        root.directories().get(directory, now).filter(|_| self.rules.shares_looks)
     }
 
     /// Whether a file, be it `plain` itself or a sibling beside it, is still what it was. `false` where only
@@ -198,10 +191,13 @@ impl Site {
             || file.on_trial
             || file.is_worth_gathering(past.asked)
             || file.is_on_disk() && (past.has_room || !file.is_kept()) && self.may_hold(file.identity.size);
+        let root = self.root();
         !is_for_a_load
             && plain.stamp.is_beside(&file.identity)
-            && self.seen(directory::parent(&plain.name), now).is_some_and(|seen| seen.proves(&plain.stamp))
-            && self.look(&file.name).is_ok_and(|stat| {
+            && self
+                .seen(&root, directory::parent(&plain.name), now)
+                .is_some_and(|seen| seen.proves(&plain.stamp))
+            && self.look(&root, &file.name).is_ok_and(|stat| {
                 FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
                     && Identity::of(&stat) == file.identity
             })
@@ -212,9 +208,9 @@ impl Site {
     ///
     /// # Errors
     /// `EAGAIN` where a disk would be waited for, and else what `openat2(2)` says.
-    fn look(&self, name: &CStr) -> io::Result<Stat> {
+    fn look(&self, root: &Root, name: &CStr) -> io::Result<Stat> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat2(self.root(), name, flags, Mode::empty(), self.resolve() | ResolveFlags::CACHED)?;
+        let file = openat2(root, name, flags, Mode::empty(), self.resolve() | ResolveFlags::CACHED)?;
         Ok(fstat(file)?)
     }
 
@@ -261,8 +257,8 @@ impl Site {
 
     /// Whether there is nothing of that name, not even a link that leads nowhere. It has just been looked
     /// for, so that no disk is waited for.
-    pub(super) fn has_no(&self, name: &CStr) -> bool {
-        statat(self.root(), name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
+    pub(super) fn has_no(root: &Root, name: &CStr) -> bool {
+        statat(root, name, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT)
     }
 
     /// Whether a body of so many bytes may be held in memory now.
@@ -338,10 +334,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a"), "a").unwrap();
         let site = Site::open(folder.path(), Rules::default()).unwrap();
-        assert_eq!(site.look(c"a").unwrap().st_size, 1);
+        assert_eq!(site.look(&site.root(), c"a").unwrap().st_size, 1);
         // What a process has open is found out each time.
         let site = Site::open(Path::new("/proc/self/fdinfo"), Rules::default()).unwrap();
         assert!(statat(site.root(), c"0", AtFlags::SYMLINK_NOFOLLOW).is_ok());
-        assert_eq!(site.look(c"0").unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        assert_eq!(site.look(&site.root(), c"0").unwrap_err().raw_os_error(), Some(libc::EAGAIN));
     }
 }

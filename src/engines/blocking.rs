@@ -91,7 +91,7 @@ fn serve_one(seat: &mut Seat, desk: &mut Desk, current: &Current) -> io::Result<
     match one_client::accept(&seat.listener, seat.worker.wants_peers()) {
         Ok(client) => {
             set_current(calls::counted(|| OwnedFd::try_clone(&client.socket)).ok().map(TcpStream::from));
-            one_client::serve(&mut seat.worker, &seat.shutdown, client, desk);
+            one_client::serve(&mut seat.worker, &seat.shutdown, client, desk, |_| {});
             set_current(None);
             calls::closed();
             Ok(true)

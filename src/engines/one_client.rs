@@ -43,8 +43,15 @@ pub fn accept(listener: &TcpListener, wants_peer: bool) -> Result<Client, Errno>
     Ok(Client { socket, peer })
 }
 
-/// Serves a client until it leaves or the server is to end at once.
-pub fn serve(worker: &mut Worker, shutdown: &Shutdown, client: Client, desk: &mut Desk) {
+/// Serves a client until it leaves or the server is to end at once. `tend` is called each time that something
+/// has come, or a second has passed.
+pub fn serve(
+    worker: &mut Worker,
+    shutdown: &Shutdown,
+    client: Client,
+    desk: &mut Desk,
+    mut tend: impl FnMut(&Worker),
+) {
     worker.clock.read();
     let mut session = Session::new(client.socket, Connection::new(client.peer), worker);
     loop {
@@ -66,6 +73,7 @@ pub fn serve(worker: &mut Worker, shutdown: &Shutdown, client: Client, desk: &mu
         }
         calls::publish(worker);
         worker.clock.read();
+        tend(worker);
         session.wake(false);
         if worker.clock.now() > session.deadline() {
             session.late(worker);

@@ -32,11 +32,13 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions};
 
+use crate::clock::Tick;
+use crate::serve::Worker;
 use crate::shutdown::ENDING;
 use crate::sys;
 
 use super::crew::{self, Crew};
-use super::one_client::{self, Client};
+use super::one_client::{self, Client, LOOK_UP};
 use super::session::Desk;
 use super::{Capabilities, Engine, Family, Seat, Threads, always_available, calls};
 
@@ -139,7 +141,16 @@ fn serve_and_exit(seat: &mut Seat, client: Client, parent: Pid) -> ! {
         let _ = calls::counted(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)));
         if calls::counted(rustix::process::getppid) == Some(parent) {
             seat.worker.log_directly();
-            one_client::serve(&mut seat.worker, &seat.shutdown, client, &mut Desk::new());
+            // Whoever does so for the parent is not here.
+            let mut next_look = Tick::now().after(LOOK_UP);
+            let look_for_root = |worker: &Worker| {
+                let now = worker.clock.now();
+                if now >= next_look {
+                    next_look = now.after(LOOK_UP);
+                    let _ = worker.site().renew_root();
+                }
+            };
+            one_client::serve(&mut seat.worker, &seat.shutdown, client, &mut Desk::new(), look_for_root);
         }
     });
     let result = catch_unwind(serve);

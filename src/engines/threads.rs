@@ -71,7 +71,7 @@ impl Crew for Clients {
         let number = self.sockets().insert(client.socket.as_raw_fd());
         let place = Place { clients: self.clone(), number };
         let serve = move || {
-            one_client::serve(&mut worker, &shutdown, client, &mut Desk::new());
+            one_client::serve(&mut worker, &shutdown, client, &mut Desk::new(), |_| {});
             drop(place);
         };
         thread::Builder::new().name("client".into()).stack_size(STACK).spawn(serve).map(drop)

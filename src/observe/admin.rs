@@ -14,7 +14,6 @@ use crate::content::Site;
 use crate::content::cache::Budget;
 use crate::content::pages::{Page, Pages};
 use crate::content::site::Rules;
-use crate::descriptors::OF_THREAD;
 use crate::engines::{SIMPLEST, Seat};
 use crate::host;
 use crate::http::Status;
@@ -24,10 +23,10 @@ use crate::observe::metrics::{self, Overview};
 use crate::serve::Worker;
 use crate::shutdown::{Draining, Shutdown};
 
-/// How long a client may take for each stage: asking, being answered, going.
+/// How long a client may take to ask, and to take its answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Clients at once. A probe must not wait behind others who take their time.
-const CLIENTS_MAX: usize = 32;
+/// And to leave with it: nobody sends anything behind a question.
+const LEAVE: Duration = Duration::from_millis(200);
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A listener that nobody is accepted at yet.
@@ -55,9 +54,6 @@ impl Admin {
         listener.map(Admin).map_err(cannot)
     }
 
-    /// Descriptors it takes, beside the listener.
-    pub const DESCRIPTORS: usize = CLIENTS_MAX + OF_THREAD;
-
     /// Where it listens.
     ///
     /// # Errors
@@ -66,11 +62,12 @@ impl Admin {
         self.0.local_addr()
     }
 
-    /// Answers for as long as the process lives.
+    /// Answers for as long as the process lives, so many clients at once: a probe must not wait behind others
+    /// who take their time.
     ///
     /// # Errors
     /// What keeps the thread from starting.
-    pub fn serve(self, overview: Overview) -> io::Result<()> {
+    pub fn serve(self, overview: Overview, clients_max: usize) -> io::Result<()> {
         let rules = Rules { cache_control: Some("no-store".into()), ..Rules::default() };
         let pages = Pages::new(move |path| page(&overview, path));
         let site = Arc::new(Site::of_pages(pages, rules)?);
@@ -80,7 +77,7 @@ impl Admin {
             header_timeout: PATIENCE,
             idle_timeout: PATIENCE,
             send_timeout: PATIENCE,
-            linger_timeout: PATIENCE,
+            linger_timeout: LEAVE,
             keep_alive: false,
             ..Limits::default()
         };
@@ -89,7 +86,7 @@ impl Admin {
             listener: self.0,
             worker,
             shutdown: Arc::new(Shutdown::new()?),
-            connections_max: CLIENTS_MAX,
+            connections_max: clients_max,
             loads_max: 1,
             start: Box::new(|| true),
         };

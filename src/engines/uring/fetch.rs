@@ -23,7 +23,7 @@ use crate::engines::resident;
 use crate::http::{Chunk, Source};
 use crate::serve::Want;
 
-use super::files::{Line, Turn, read_flags};
+use super::files::{Line, Turn};
 use super::operation::{ASIDE, Key, Mark, Operation};
 use super::send::send_flags;
 use super::{Installed, Loop, Slot, Task, live, slot};
@@ -65,7 +65,7 @@ impl Loop<'_> {
                 *begun = Some(Instant::now());
                 assert_eq!(slot.in_flight, None);
                 slot.in_flight = Some(Operation::FileFetch);
-                let entries = read_ahead(file, at, len, flags, key);
+                let entries = read_ahead(file, at, len, [flags, files.read_flags(file)], key);
                 // SAFETY: the last one points to bytes that are never freed, nor read by anybody, the others
                 // to nothing.
                 return unsafe { self.ring.push_linked(&entries) };
@@ -108,14 +108,23 @@ impl Loop<'_> {
         if matches!(-result, libc::EINTR | libc::EAGAIN) {
             return self.send(key);
         }
-        if result <= 0 {
-            // Shorter than was promised, or the disk has failed: the answer cannot be completed.
-            return self.carry_out(key, Want::Close);
-        }
         let mut slices = [IoSlice::new(&[])];
         let Chunk::File { file, at, len } = slot.outbox.front(&mut slices) else {
             unreachable!("what was read is in front")
         };
+        if result == -libc::ECANCELED
+            && let Some(installed) = &mut slot.installed
+        {
+            // Nobody can wait for it elsewhere, so whoever sends it does.
+            self.files.has_no_thread();
+            installed.resident.read(file, at..at + piece(len));
+            self.files.give_back(&mut slot.task);
+            return self.send_now(key);
+        }
+        if result <= 0 {
+            // Shorter than was promised, or the disk has failed: the answer cannot be completed.
+            return self.carry_out(key, Want::Close);
+        }
         let Task::File(_, buffer, filled) = &mut slot.task else {
             let installed = slot.installed.as_mut().expect("without a buffer");
             installed.resident.read(file, at..at + result as u64);
@@ -194,7 +203,13 @@ pub(super) fn pass_over(file: BorrowedFd, at: u64, len: u64) -> squeue::Entry {
 /// next follows also where one fails. A read that has nowhere to write to fails once the first byte has come;
 /// if that was on the disk the kernel reads ahead, as far as it thinks fit. Whatever of the piece that leaves
 /// out it is told to read. Then the last byte is waited for.
-fn read_ahead(file: &Source, at: u64, len: u64, flags: squeue::Flags, key: Key) -> [squeue::Entry; 3] {
+fn read_ahead(
+    file: &Source,
+    at: u64,
+    len: u64,
+    [flags, last]: [squeue::Flags; 2],
+    key: Key,
+) -> [squeue::Entry; 3] {
     let (of_file, len) = (Fd(file.as_fd().as_raw_fd()), piece(len));
     let read = opcode::Read::new(of_file, ptr::null_mut(), len as u32).offset(at).build();
     let rest =
@@ -203,6 +218,6 @@ fn read_ahead(file: &Source, at: u64, len: u64, flags: squeue::Flags, key: Key) 
     [
         read.user_data(ASIDE.into()).flags(flags | squeue::Flags::IO_HARDLINK),
         rest.user_data(ASIDE.into()).flags(squeue::Flags::IO_HARDLINK | squeue::Flags::SKIP_SUCCESS),
-        pass_over(file.as_fd(), at + len - 1, 1).user_data(mark.into()).flags(read_flags(file)),
+        pass_over(file.as_fd(), at + len - 1, 1).user_data(mark.into()).flags(last),
     ]
 }

@@ -51,6 +51,8 @@ pub(super) struct Files {
     /// how many that is each time that one does not.
     wary: usize,
     row: usize,
+    /// The kernel could not start a thread to wait with.
+    lacks_threads: bool,
 }
 
 /// Where clients wait for a place.
@@ -61,17 +63,6 @@ pub(super) enum Line {
     /// Their socket has no descriptor of the process, so that it is not known whether there is anything to
     /// wait for.
     Unknown,
-}
-
-/// Of a read. The kernel tries at once what can be done without waiting; where the file system does not know
-/// such reads, one of its threads is to do it from the start.
-pub(super) fn read_flags(file: &Source) -> squeue::Flags {
-    flags_where(resident::is_told(file))
-}
-
-/// Of what the kernel can do at once or tell that it cannot, or maybe not.
-pub(super) fn flags_where(is_told: bool) -> squeue::Flags {
-    if is_told { squeue::Flags::empty() } else { squeue::Flags::ASYNC }
 }
 
 /// Whether it is a client's turn to have the disk read.
@@ -103,7 +94,15 @@ impl Default for Files {
     fn default() -> Files {
         let queues =
             [PLACES, UNKNOWN_PLACES].map(|places| Queue { places, taken: 0, waiting: VecDeque::new() });
-        Files { buffers: Vec::new(), queues, begun: 0, promised: 0, wary: QUICK_ROW, row: QUICK_ROW }
+        Files {
+            buffers: Vec::new(),
+            queues,
+            begun: 0,
+            promised: 0,
+            wary: QUICK_ROW,
+            row: QUICK_ROW,
+            lacks_threads: false,
+        }
     }
 }
 
@@ -185,7 +184,28 @@ impl Files {
 
     /// Of a read. Where others wait, the disk's queue may be full, and a thread of the kernel waits for that.
     pub(super) fn flags(&self, file: &Source) -> squeue::Flags {
-        if self.is_any_awaited() { squeue::Flags::ASYNC } else { read_flags(file) }
+        self.flags_where(!self.is_any_awaited() && resident::is_told(file))
+    }
+
+    /// Of a read of what is not waited for by others, as a rule.
+    pub(super) fn read_flags(&self, file: &Source) -> squeue::Flags {
+        self.flags_where(resident::is_told(file))
+    }
+
+    /// Of what the kernel can do at once, or tell that it cannot; or maybe not, and then one of its threads
+    /// is to do it from the start.
+    pub(super) fn flags_where(&self, is_told: bool) -> squeue::Flags {
+        if is_told || self.lacks_threads { squeue::Flags::empty() } else { squeue::Flags::ASYNC }
+    }
+
+    /// The kernel could not start a thread, as where there may be no more processes (`RLIMIT_NPROC`,
+    /// getrlimit(2)). From now on what can be done without one is.
+    pub(super) fn has_no_thread(&mut self) {
+        if !std::mem::replace(&mut self.lacks_threads, true) {
+            tracing::warn!(
+                "the kernel cannot start a thread to wait for a disk with: others may have to wait"
+            );
+        }
     }
 
     /// Whether anybody waits because there is no place.

@@ -15,7 +15,6 @@ use crate::engines::{HEAVY_MIN, LIGHT_PER_HEAVY};
 use crate::sys::Area;
 
 use super::fetch::pass_over;
-use super::files::flags_where;
 use super::operation::{Key, Operation};
 use super::{Loop, Task, live, slot};
 
@@ -55,13 +54,13 @@ impl Loop<'_> {
             Step::Open { root, path, flags, resolve } => {
                 **how = OpenHow::new().flags(u64::from(flags.bits())).resolve(resolve.bits());
                 let entry = opcode::OpenAt2::new(Fd(root.as_raw_fd()), path.as_ptr(), &raw const **how);
-                (Operation::Open, entry.build().flags(flags_where(is_local)))
+                (Operation::Open, entry.build().flags(self.files.flags_where(is_local)))
             }
             Step::Read { file, buffer, at } => {
                 let room = buffer.spare_capacity_mut();
                 let len = room.len().min(READ_AT_ONCE) as u32;
                 let entry = opcode::Read::new(Fd(file.as_raw_fd()), room.as_mut_ptr().cast(), len).offset(at);
-                (Operation::Read, entry.build().flags(flags_where(tells(file, size))))
+                (Operation::Read, entry.build().flags(self.files.flags_where(tells(file, size))))
             }
             // In the ring's own first attempt the kernel would write at once, however long that takes.
             Step::Note { file, at } => (Operation::Read, pass_over(file, at, 1).flags(squeue::Flags::ASYNC)),
@@ -97,6 +96,13 @@ impl Loop<'_> {
     pub(super) fn loaded(&mut self, key: Key, operation: Operation, result: i32) -> io::Result<()> {
         let Task::Load(load, _) = &mut slot(&mut self.slots, key).task else {
             unreachable!("a load is under way")
+        };
+        let result = if result == -libc::ECANCELED {
+            self.files.has_no_thread();
+            // Once more, without one.
+            -libc::EAGAIN
+        } else {
+            result
         };
         let number = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
         if operation == Operation::Open {
